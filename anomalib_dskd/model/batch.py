@@ -1,0 +1,57 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""anomalib's image batch with a map of each student beside the fused one."""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import numpy as np
+import torch
+from anomalib.data import ImageBatch, ImageItem, NumpyImageBatch, NumpyImageItem
+
+
+@dataclass
+class NumpyDskdItem(NumpyImageItem):
+    """Image with maps ``(H, W)`` as arrays."""
+
+    encoder_map: np.ndarray | None = None
+    decoder_map: np.ndarray | None = None
+
+
+@dataclass
+class NumpyDskdBatch(NumpyImageBatch):
+    """Batch with maps ``(B, H, W)`` as arrays."""
+
+    item_class: ClassVar[type[NumpyDskdItem]] = NumpyDskdItem
+    encoder_map: np.ndarray | None = None
+    decoder_map: np.ndarray | None = None
+
+
+@dataclass
+class DskdItem(ImageItem):
+    """Image with maps ``(H, W)``."""
+
+    numpy_class: ClassVar[type[NumpyDskdItem]] = NumpyDskdItem
+    encoder_map: torch.Tensor | None = None
+    decoder_map: torch.Tensor | None = None
+
+
+@dataclass
+class DskdBatch(ImageBatch):
+    """Batch whose predictions carry each student's map.
+
+    Attributes:
+        encoder_map: Raw map of the student encoder alone, ``(B, H, W)``; ``None`` where the model has none.
+        decoder_map: Raw map of the student decoder alone, likewise.
+    """
+
+    item_class: ClassVar[type[DskdItem]] = DskdItem
+    numpy_class: ClassVar[type[NumpyDskdBatch]] = NumpyDskdBatch
+    encoder_map: torch.Tensor | None = None
+    decoder_map: torch.Tensor | None = None
+
+    @classmethod
+    def from_batch(cls, batch: ImageBatch) -> "DskdBatch":
+        """Take over the fields of anomalib's batch, without copying them."""
+        return cls(**{field.name: getattr(batch, field.name) for field in fields(batch)})

@@ -1,0 +1,12 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Parts of the DSKD network, one to a file."""
+
+from .backbone import build_backbone
+from .decoder import StudentDecoder
+from .distance import feature_distance
+from .embedding import DeepFeatureEmbedding
+from .teacher import Teacher
+
+__all__ = ["DeepFeatureEmbedding", "StudentDecoder", "Teacher", "build_backbone", "feature_distance"]

@@ -1,0 +1,70 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Deep feature embedding: where the two students meet."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .residual import ResidualBlock, resize_to
+
+
+class DeepFeatureEmbedding(nn.Module):
+    """Fuse the maps of all scales into one compact map for the student decoder.
+
+    The paper (arXiv 2402.00448) describes a bottleneck that fuses multi-scale semantic information and lets
+    the students interact; its layers are not published. Reconstruction: every map is brought to the coarsest
+    grid by stride-2 convolutions, all are concatenated, mixed by a 1x1 convolution and compressed by residual
+    blocks to half the coarsest resolution.
+
+    Args:
+        channels: Channels of the maps, finest first.
+        strides: Strides of the maps in input pixels, finest first, each a power of two times the first.
+
+    Attributes:
+        out_channels: Channels of the embedding, those of the coarsest map.
+        out_stride: Stride of the embedding in input pixels, twice that of the coarsest map.
+
+    Shape:
+        Maps ``(B, channels[i], H / strides[i], W / strides[i])`` to
+        ``(B, out_channels, H / out_stride, W / out_stride)``.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        self.out_channels = channels[-1]
+        self.out_stride = 2 * strides[-1]
+        self.to_coarsest = nn.ModuleList(_to_coarsest(channels, strides, index) for index in range(len(channels)))
+        self.fuse = nn.Sequential(
+            nn.Conv2d(len(channels) * channels[-1], channels[-1], 1, bias=False),
+            nn.BatchNorm2d(channels[-1]),
+            nn.ReLU(inplace=True),
+        )
+        self.compress = nn.Sequential(
+            ResidualBlock(channels[-1], channels[-1], down=2),
+            ResidualBlock(channels[-1], channels[-1]),
+        )
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embed maps given finest first."""
+        grid = maps[-1].shape[-2:]
+        coarse = [resize_to(convs(features), grid) for convs, features in zip(self.to_coarsest, maps, strict=True)]
+        return self.compress(self.fuse(torch.cat(coarse, dim=1)))
+
+
+def _to_coarsest(channels: Sequence[int], strides: Sequence[int], index: int) -> nn.Sequential:
+    """Build the stride-2 convolutions that take one map to the coarsest grid, widening as the teacher does."""
+    layers: list[nn.Module] = []
+    in_channels, stride = channels[index], strides[index]
+    while stride < strides[-1]:
+        stride *= 2
+        out_channels = next(c for c, s in zip(channels, strides, strict=True) if s >= stride)
+        layers += [
+            nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        ]
+        in_channels = out_channels
+    return nn.Sequential(*layers)

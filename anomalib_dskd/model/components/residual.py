@@ -1,0 +1,62 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Residual block that keeps, reduces or raises the resolution."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+MAX_WIDTH = 256
+"""Inner channels of a block; wider maps (wide_resnet50_2 has 1024) pass through a waist, as in a bottleneck."""
+
+
+class ResidualBlock(nn.Module):
+    """ResNet's basic block, usable in both directions of a pyramid.
+
+    ``out = relu(shortcut(x) + conv(relu(resample(x))))`` with batch norm after each convolution.
+
+    Args:
+        in_channels: Channels of the input map.
+        out_channels: Channels of the output map.
+        down: Factor by which height and width shrink, by a strided 3x3 convolution. Defaults to ``1``.
+        up: Factor by which height and width grow, by a transposed convolution whose kernel is as large as its
+            stride, so that no two of its outputs overlap and no checkerboard appears. Defaults to ``1``.
+
+    Shape:
+        ``(B, in_channels, H, W)`` to ``(B, out_channels, H * up, W * up)`` or
+        ``(B, out_channels, ceil(H / down), ceil(W / down))``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, down: int = 1, up: int = 1) -> None:
+        super().__init__()
+        width = min(out_channels, MAX_WIDTH)
+        resample = (
+            nn.ConvTranspose2d(in_channels, width, up, stride=up, bias=False)
+            if up > 1
+            else nn.Conv2d(in_channels, width, 3, stride=down, padding=1, bias=False)
+        )
+        self.branch = nn.Sequential(
+            resample,
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut = nn.Sequential()
+        if in_channels != out_channels or down > 1 or up > 1:
+            self.shortcut.append(nn.Conv2d(in_channels, out_channels, 1, stride=down, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(out_channels))
+        if up > 1:
+            self.shortcut.append(nn.Upsample(scale_factor=up, mode="nearest"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the block to a map of shape ``(B, in_channels, H, W)``."""
+        return torch.relu(self.shortcut(x) + self.branch(x))
+
+
+def resize_to(features: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+    """Bring a map of shape ``(B, C, H, W)`` to another grid where rounding at odd input sizes made them differ."""
+    if features.shape[-2:] == grid:
+        return features
+    return F.interpolate(features, size=grid, mode="bilinear", align_corners=False)

