@@ -66,7 +66,9 @@ def _check_version() -> None:
     installed = version("anomalib")
     major, minor = (int(part) for part in installed.split(".")[:2])
     if major != SUPPORTED_MAJOR or minor < SUPPORTED_MINOR:
-        msg = f"anomalib>={SUPPORTED_MAJOR}.{SUPPORTED_MINOR},<{SUPPORTED_MAJOR + 1} is needed, {installed} is installed"
+        msg = (
+            f"anomalib>={SUPPORTED_MAJOR}.{SUPPORTED_MINOR},<{SUPPORTED_MAJOR + 1} is needed, {installed} is installed"
+        )
         raise ImportError(msg)
 
 

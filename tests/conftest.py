@@ -6,6 +6,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def run(command: list, cwd: Path | None = None, check: bool = True, **env: objec
     """Run a command to its end and show what it printed where it fails."""
     result = subprocess.run(
         [str(part) for part in command],
-        cwd=cwd,
+        cwd=cwd or tempfile.gettempdir(),  # python -c would find the checkout's package in the checkout
         env={**os.environ, **{name: str(value) for name, value in env.items()}},
         capture_output=True,
         text=True,

@@ -62,7 +62,12 @@ class AnomalyMapGenerator(nn.Module):
 
     def forward(self, distances: Mapping[str, Sequence[torch.Tensor]], image_size: torch.Size) -> torch.Tensor:
         """Compute the anomaly map ``(B, 1, H, W)``; arguments as in :meth:`student_maps`."""
-        return self.blur(self.fuse_students(self.student_maps(distances, image_size).values()))
+        return self.smooth(self.fuse_students(self.student_maps(distances, image_size).values()))
+
+    def smooth(self, maps: torch.Tensor) -> torch.Tensor:
+        """Apply the Gaussian to maps ``(B, 1, H, W)`` in their own precision: bfloat16 would leave 50 grey levels."""
+        with torch.autocast(maps.device.type, enabled=False):
+            return self.blur(maps)
 
     def fuse_students(self, maps: Iterable[torch.Tensor]) -> torch.Tensor:
         """Fuse the students' maps, all of one shape, into one map of that shape."""

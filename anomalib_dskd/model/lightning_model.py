@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from anomalib import LearningType
 from anomalib.callbacks import ModelCheckpoint
@@ -25,12 +24,15 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import PretrainedCfg
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.registration import register
 
 from .batch import DskdBatch
+from .components import pretrained_cfg
 from .loss import PyramidMatchingLoss
 from .teacher_weights import load_teacher
 from .torch_model import MIN_SIZE, DskdModel
@@ -126,11 +128,13 @@ class Dskd(AnomalibModule):
             msg = f"training_steps={training_steps} must be at least 1."
             raise DskdError(msg)
         # Lightning saves the arguments as they are bound here: plain data that loads with weights_only
-        image_size = height_and_width(image_size)
+        image_size = height_and_width(image_size)  # type: ignore[assignment]
         layers = None if layers is None else [str(layer) for layer in layers]
         teacher_weights = None if teacher_weights is None else str(teacher_weights)
         super().__init__(
-            pre_processor=self.configure_pre_processor(image_size, backbone) if pre_processor is True else pre_processor,
+            pre_processor=self.configure_pre_processor(image_size, backbone)
+            if pre_processor is True
+            else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -168,8 +172,8 @@ class Dskd(AnomalibModule):
             DskdError: If the size is not one or two numbers of at least 64.
         """
         size = height_and_width(256 if image_size is None else image_size)
-        cfg = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
-        mean, std = (cfg.mean, cfg.std) if cfg else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+        cfg = pretrained_cfg(backbone) or PretrainedCfg()  # without weights of its own: ImageNet's
+        mean, std = cfg.mean or IMAGENET_DEFAULT_MEAN, cfg.std or IMAGENET_DEFAULT_STD
         return PreProcessor(Compose([Resize(size, antialias=True), Normalize(mean=list(mean), std=list(std))]))
 
     @classmethod
@@ -279,8 +283,8 @@ class Dskd(AnomalibModule):
 
     def _select_checkpoint(self) -> None:
         """Let validation loss select weights, unless the validation set holds test images or the user chose."""
-        split = getattr(self.trainer.datamodule, "val_split_mode", None)
-        if split in TEST_IMAGES_IN_VALIDATION:
+        split: ValSplitMode | None = getattr(self.trainer.datamodule, "val_split_mode", None)
+        if split is not None and split in TEST_IMAGES_IN_VALIDATION:
             rank_zero_info(
                 f"val_split_mode={split.value}: the thresholds, and so F1, are set on test images. For figures that "
                 "owe nothing to them: --data.val_split_mode from_train (normal images) or synthetic."
@@ -359,6 +363,7 @@ class Dskd(AnomalibModule):
         if self._is_test_after_resume():
             rank_zero_info("Tested are the weights just trained, not those that training was resumed from.")
             checkpoint["state_dict"] = self.state_dict()
+            del checkpoint["callbacks"]  # anomalib's post-processor is one: its old thresholds
             return
         saved = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
         differing = [name for name in SAVED_ARGUMENTS if saved[name] != self.hparams[name]]

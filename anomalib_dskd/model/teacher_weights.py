@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from anomalib_dskd.errors import DskdError
 
-from .components import Teacher
+from .components import Teacher, pretrained_cfg
 
 LITE0 = "efficientnet_lite0"
 LITE0_BACKBONE = "tf_efficientnet_lite0"
@@ -42,20 +42,16 @@ def load_teacher(teacher: Teacher, backbone: str, weights: str | Path | None) ->
         return
     if weights is None:
         state, source = _from_timm(backbone, teacher), f"timm's weights of {backbone}"
-    elif weights == LITE0:
-        source = _lite0_file(backbone)
-        state = _read(source)
     else:
-        source = Path(weights).expanduser()
-        state = _read(source)
-    target = teacher.network.state_dict()
-    teacher.network.load_state_dict(_match(state, target, backbone, source))
+        path = _lite0_file(backbone) if weights == LITE0 else Path(weights).expanduser()
+        state, source = _read(path), str(path)
+    teacher.network.load_state_dict(_match(state, teacher.network.state_dict(), backbone, source))
 
 
 def _from_timm(backbone: str, teacher: Teacher) -> Mapping[str, torch.Tensor]:
-    cfg = timm.get_pretrained_cfg(backbone)
+    cfg = pretrained_cfg(backbone)
     if cfg is None or not cfg.has_weights:
-        similar = timm.list_pretrained(f"{backbone.split('.')[0]}*")[:5]
+        similar = timm.list_pretrained(f"{backbone.split('.', maxsplit=1)[0]}*")[:5]
         msg = (
             f"timm has no pre-trained weights for backbone={backbone!r}"
             f"{' (it has them for ' + ', '.join(similar) + ')' if similar else ''}. "
@@ -117,7 +113,7 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _match(
-    state: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], backbone: str, source: str | Path
+    state: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], backbone: str, source: str
 ) -> dict[str, torch.Tensor]:
     """Pick the target's tensors from a state dict, by name or, where no name fits, by position.
 

@@ -71,9 +71,7 @@ class DskdModel(nn.Module):
         if students != "encoder":
             if embedding:
                 self.embedding = DeepFeatureEmbedding(channels, strides)
-                self.decoder = StudentDecoder(
-                    self.embedding.out_channels, self.embedding.out_stride, channels, strides
-                )
+                self.decoder = StudentDecoder(self.embedding.out_channels, self.embedding.out_stride, channels, strides)
             else:
                 self.decoder = StudentDecoder(channels[-1], strides[-1], channels, strides)
 
@@ -123,7 +121,7 @@ class DskdModel(nn.Module):
     def student_maps(self, distances: dict[str, list[torch.Tensor]], image_size: torch.Size) -> dict[str, torch.Tensor]:
         """Turn distances into a smoothed map of each student alone, ``(B, 1, H, W)``."""
         maps = self.anomaly_map_generator.student_maps(distances, image_size)
-        return {student: self.anomaly_map_generator.blur(student_map) for student, student_map in maps.items()}
+        return {student: self.anomaly_map_generator.smooth(student_map) for student, student_map in maps.items()}
 
     def predict(self, distances: dict[str, list[torch.Tensor]], image_size: torch.Size) -> InferenceBatch:
         """Turn distances into the anomaly map and its maximum, the image score."""

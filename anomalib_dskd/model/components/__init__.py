@@ -3,10 +3,10 @@
 
 """Parts of the DSKD network, one to a file."""
 
-from .backbone import build_backbone
+from .backbone import build_backbone, pretrained_cfg
 from .decoder import StudentDecoder
 from .distance import feature_distance
 from .embedding import DeepFeatureEmbedding
 from .teacher import Teacher
 
-__all__ = ["DeepFeatureEmbedding", "StudentDecoder", "Teacher", "build_backbone", "feature_distance"]
+__all__ = ["DeepFeatureEmbedding", "StudentDecoder", "Teacher", "build_backbone", "feature_distance", "pretrained_cfg"]

@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 
 import timm
+from timm.models import PretrainedCfg
 from torch import nn
 
 from anomalib_dskd.errors import DskdError
@@ -43,6 +44,20 @@ def build_backbone(backbone: str, layers: Sequence[str] | None = None) -> nn.Mod
         last = int(network.feature_info.module_name()[-1].split(".")[1])
         network.blocks = network.blocks[: last + 1]
     return network
+
+
+def pretrained_cfg(backbone: str) -> PretrainedCfg | None:
+    """Return what timm knows of a backbone's pre-trained weights, such as the statistics of their normalisation.
+
+    Raises:
+        DskdError: If the backbone's name has a tag that timm does not know.
+    """
+    try:
+        return timm.get_pretrained_cfg(backbone)
+    except RuntimeError as error:
+        known = timm.list_pretrained(f"{backbone.split('.', maxsplit=1)[0]}.*")
+        msg = f"backbone={backbone!r}: {error} timm knows {', '.join(known)}."
+        raise DskdError(msg) from error
 
 
 def _create(backbone: str, **kwargs) -> nn.Module:

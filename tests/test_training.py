@@ -1,0 +1,331 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training through anomalib's engine: length, selection, seed, precision, reload."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from PIL import Image
+
+from anomalib_dskd import Dskd
+from anomalib_dskd.errors import DskdError
+from anomalib_dskd.model.batch import DskdBatch
+from anomalib_dskd.model.lightning_model import one_cycle
+
+
+@pytest.fixture
+def data(mvtec_root):
+    def build(**kwargs) -> MVTecAD:
+        arguments = {"train_batch_size": 4, "eval_batch_size": 4, "num_workers": 0, **kwargs}
+        return MVTecAD(mvtec_root, "stripes", **arguments)
+
+    return build
+
+
+def dskd(**kwargs) -> Dskd:
+    return Dskd(**{"teacher_weights": "random", "image_size": 64, "training_steps": 4, **kwargs})
+
+
+def engine(tmp_path: Path, **kwargs) -> Engine:
+    return Engine(**{"default_root_dir": tmp_path, "accelerator": "cpu", "enable_progress_bar": False, **kwargs})
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+class Count(Callback):
+    """Count what happens in a training."""
+
+    def __init__(self) -> None:
+        self.steps = self.validations = 0
+        self.rates: list[float] = []
+        self.validated_at: list[int] = []
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        self.steps = trainer.global_step
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_end(self, trainer, *args) -> None:
+        self.validations += 1
+        self.validated_at.append(trainer.global_step)
+
+
+# Length
+
+
+def test_budget_is_training_steps(tmp_path, data, caplog):
+    count = Count()
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        engine(tmp_path, callbacks=[count]).fit(dskd(training_steps=5), datamodule=data())
+    assert count.steps == 5
+    assert count.validated_at[-1] == 5, "the last step is validated though it stands in the middle of an epoch"
+    assert "Training 5 steps (3 epochs)" in caplog.text
+    assert count.rates[-1] < 1e-3 < max(count.rates), "the schedule ends with the training"
+    (line,) = [record for record in caplog.messages if "same_as_test" in record]
+    assert "set on test images" in line
+    assert "--data.val_split_mode" in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "steps"),
+    [({"max_epochs": 1}, 2), ({"max_steps": 3}, 3), ({"max_epochs": 3, "max_steps": 5}, 5), ({"fast_dev_run": 1}, 1)],
+)
+def test_what_the_user_types_wins(tmp_path, data, typed, steps):
+    count = Count()
+    model = dskd(training_steps=100)
+    runner = engine(tmp_path, callbacks=[count], **typed)
+    runner.fit(model, datamodule=data())
+    assert count.steps == steps
+    assert not model.post_processor.image_threshold.isnan(), "thresholds belong to the last weights"
+    assert count.validated_at[-1] == steps
+
+
+def test_trainer_arguments_override_nothing():
+    assert dskd().trainer_arguments == {}
+
+
+def test_validates_about_ten_times(tmp_path, data):
+    count = Count()
+    engine(tmp_path, callbacks=[count]).fit(dskd(training_steps=50), datamodule=data())
+    assert count.validated_at == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 50]
+
+
+def test_users_validation_schedule_wins(tmp_path, data):
+    count = Count()
+    engine(tmp_path, callbacks=[count], check_val_every_n_epoch=5).fit(dskd(training_steps=50), datamodule=data())
+    assert count.validated_at == [10, 20, 30, 40, 50]
+
+
+def test_early_stopping_of_the_user(tmp_path, data):
+    count = Count()
+    stop = EarlyStopping("train_loss", patience=0, stopping_threshold=100.0, check_on_train_epoch_end=True)
+    engine(tmp_path, callbacks=[count, stop]).fit(dskd(training_steps=100), datamodule=data())
+    assert count.steps < 10
+
+
+def test_accumulated_gradients(tmp_path, data):
+    count = Count()
+    engine(tmp_path, callbacks=[count], accumulate_grad_batches=2).fit(dskd(training_steps=3), datamodule=data())
+    assert count.steps == 3
+    assert count.validated_at[-1] == 3
+
+
+def test_one_cycle():
+    factors = [one_cycle(step, 100) for step in range(101)]
+    assert factors[0] == pytest.approx(0.04)
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[100] == pytest.approx(0.0)
+    assert factors == sorted(factors[:11]) + sorted(factors[11:], reverse=True)
+    assert one_cycle(500, 100) == one_cycle(100, 100)
+
+
+# Selection
+
+
+def test_validation_loss_selects_on_a_set_of_its_own(tmp_path, data):
+    """Weights, thresholds and checkpoint are those of the best validation, not of the last."""
+
+    class Spoil(Callback):
+        """Ruin the students after the best validation, so that the last weights are not the selected ones."""
+
+        def on_train_epoch_start(self, trainer, pl_module) -> None:
+            if trainer.global_step == 6:
+                torch.nn.init.normal_(pl_module.model.decoder.heads[0].weight, std=100.0)
+                pl_module.hparams.learning_rate = 0.0
+
+    runner = engine(tmp_path, callbacks=[Spoil()])
+    model = dskd(training_steps=8, learning_rate=1e-4)
+    runner.fit(model, datamodule=data(val_split_mode="from_train", val_split_ratio=0.25))
+    saved = torch.load(runner.best_model_path, weights_only=True)
+    assert saved["global_step"] < 8
+    assert same(weights(model), saved["state_dict"])
+    assert model.model.decoder.heads[0].weight.std() < 10
+
+
+@pytest.mark.parametrize("split", ["same_as_test", "from_test"])
+def test_test_images_never_select(tmp_path, data, split):
+    runner = engine(tmp_path)
+    model = dskd()
+    runner.fit(model, datamodule=data(val_split_mode=split))
+    assert runner.checkpoint_callback.monitor is None
+    saved = torch.load(runner.best_model_path, weights_only=True)
+    assert saved["global_step"] == 4
+    assert same(weights(model), saved["state_dict"])
+
+
+def test_users_checkpoint_wins(tmp_path, data):
+    mine = ModelCheckpoint(tmp_path / "mine", monitor="train_loss", filename="{step}")
+    runner = engine(tmp_path, callbacks=[mine])
+    model = dskd()
+    runner.fit(model, datamodule=data(val_split_mode="from_train"))
+    assert [checkpoint.monitor for checkpoint in runner.trainer.checkpoint_callbacks] == [None, "train_loss"]
+    assert same(weights(model), torch.load(mine.best_model_path, weights_only=True)["state_dict"])
+
+
+def test_validation_loss_is_of_normal_images(tmp_path, data):
+    runner = engine(tmp_path)
+    model = dskd()
+    datamodule = data(val_split_mode="same_as_test", eval_batch_size=8)
+    runner.fit(model, datamodule=datamodule)
+    normal = torch.cat([batch.image[batch.gt_label == 0] for batch in datamodule.val_dataloader()])
+    with torch.no_grad():
+        expected = model.loss(model.model.eval().distances(model.pre_processor(normal)))
+    torch.testing.assert_close(runner.trainer.callback_metrics["val_loss"], expected, rtol=1e-4, atol=1e-5)
+
+
+# Sameness
+
+
+def test_teacher_is_bit_identical_after_training(tmp_path, data, teacher_file, teacher_state):
+    model = dskd(teacher_weights=str(teacher_file))
+    engine(tmp_path).fit(model, datamodule=data())
+    for name, value in model.model.teacher.network.state_dict().items():
+        assert torch.equal(value, teacher_state[name]), name
+    assert not model.model.teacher.training
+    assert all(parameter.grad is None for parameter in model.model.teacher.parameters())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_seed_same_weights(tmp_path, data, workers):
+    def train(seed, noise) -> dict:
+        torch.manual_seed(noise)  # the process's own state must not matter
+        model = dskd(seed=seed)
+        datamodule = data(val_split_mode="from_train", num_workers=workers)
+        engine(tmp_path).fit(model, datamodule=datamodule)
+        return weights(model.model)
+
+    first = train(seed=3, noise=0)
+    assert same(first, train(seed=3, noise=1))
+    other = train(seed=4, noise=0)
+    assert not same(first, other)
+
+
+def test_construction_leaves_the_process_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    Dskd(seed=1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_bf16_trains_and_predicts_in_float32_maps(tmp_path, data):
+    model = dskd()
+    runner = engine(tmp_path, precision="bf16-mixed")
+    runner.fit(model, datamodule=data())
+    loss = runner.trainer.callback_metrics["train_loss"]
+    assert loss.isfinite()
+    (prediction, *_) = runner.predict(model, datamodule=data())
+    assert prediction.anomaly_map.dtype == torch.float32
+    assert prediction.anomaly_map.unique().numel() > 1000, "a bfloat16 map has far fewer values"
+
+
+def test_channels_last_changes_nothing_but_time():
+    model = dskd()
+    assert model.model.encoder.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        fast = model.model.eval()(images).anomaly_map
+        slow = model.model.to(memory_format=torch.contiguous_format)(images).anomaly_map
+    torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-5)
+
+
+# Reload
+
+
+def test_checkpoint_is_all_that_is_needed(tmp_path, data):
+    """Another backbone, size, fusion and scale: the checkpoint knows, the typed defaults do not matter."""
+    runner = engine(tmp_path / "train")
+    trained = dskd(backbone="tf_efficientnet_lite0", image_size=[64, 96], students="decoder", layers=["blocks.2"])
+    (expected,) = runner.train(trained, datamodule=data())
+    path = runner.best_model_path
+
+    (tested,) = engine(tmp_path / "test").test(model := Dskd(), datamodule=data(), ckpt_path=path)
+    assert tested == expected
+    assert model.hparams.backbone == "tf_efficientnet_lite0"
+    assert model.hparams.image_size == [64, 96]
+    assert model.pre_processor.transform.transforms[1].mean == [0.5, 0.5, 0.5]
+
+    (prediction, *_) = engine(tmp_path / "predict").predict(Dskd(), datamodule=data(), ckpt_path=path)
+    assert prediction.anomaly_map.shape[-2:] == (64, 96)
+
+    loaded = Dskd.load_from_checkpoint(path)
+    assert same(weights(loaded), weights(trained))
+    image = torch.rand(1, 3, 120, 90)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(image).anomaly_map, trained.eval()(image).anomaly_map)
+
+
+def test_resumed_training_tests_what_it_trained(tmp_path, data):
+    runner = engine(tmp_path)
+    runner.fit(dskd(training_steps=2), datamodule=data())
+    (expected,) = (again := engine(tmp_path)).train(
+        model := dskd(training_steps=8), datamodule=data(), ckpt_path=runner.best_model_path
+    )
+    assert again.trainer.global_step == 8
+    (tested,) = engine(tmp_path).test(Dskd(), datamodule=data(), ckpt_path=again.best_model_path)
+    assert tested == expected
+    assert same(weights(model), torch.load(again.best_model_path, weights_only=True)["state_dict"])
+
+
+def test_never_a_silently_random_teacher(tmp_path, data):
+    model = Dskd(image_size=64)
+    for use in [
+        lambda: engine(tmp_path).test(model, datamodule=data()),
+        lambda: engine(tmp_path).predict(model, datamodule=data()),
+        lambda: engine(tmp_path).export(model, export_type="openvino", export_root=tmp_path),
+        lambda: model(torch.rand(1, 3, 64, 64)),
+    ]:
+        with pytest.raises(DskdError, match=r"never trained.*--ckpt_path"):
+            use()
+
+
+# Predictions
+
+
+def test_prediction_carries_each_students_map(tmp_path, data):
+    runner = engine(tmp_path)
+    model = dskd(image_size=(64, 96))
+    runner.fit(model, datamodule=data())
+    (batch, *_) = runner.predict(model, datamodule=data())
+    assert isinstance(batch, DskdBatch)
+    raw = batch.encoder_map + batch.decoder_map
+    assert raw.shape == batch.anomaly_map.squeeze(1).shape == (4, 64, 96)
+    span = model.post_processor.pixel_max - model.post_processor.pixel_min
+    normalised = ((raw - model.post_processor.pixel_threshold) / span + 0.5).clamp(0, 1)
+    torch.testing.assert_close(normalised, batch.anomaly_map.squeeze(1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model.on_fused_scale(raw / 2), normalised, rtol=1e-3, atol=1e-4)
+    assert batch.items[0].decoder_map.shape == (64, 96)
+    assert batch.to_numpy().items[0].encoder_map.shape == (64, 96)
+
+
+def test_pictures(tmp_path, data):
+    runner = engine(tmp_path)
+    model = dskd()
+    runner.train(model, datamodule=data())
+    pictures = sorted((tmp_path / "Dskd/MVTecAD/stripes/latest/students").rglob("*.png"))
+    assert len(pictures) == 8
+    picture = Image.open(pictures[0])
+    assert picture.width >= 6 * 256, "image, encoder's map, decoder's map, fused map, mask, predicted mask"
+    assert len(list((tmp_path / "Dskd/MVTecAD/stripes/latest/images").rglob("*.png"))) == 8
+
+
+@pytest.mark.parametrize("size", [63, (64, 63), (64, 64, 64), "64", 64.5])
+def test_wrong_image_size(size):
+    with pytest.raises((DskdError, TypeError), match="image_size" if size != 64.5 else ""):
+        Dskd(image_size=size)
+
+
+def test_wrong_training_steps():
+    with pytest.raises(DskdError, match="training_steps=0"):
+        Dskd(training_steps=0)
