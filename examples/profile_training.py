@@ -84,13 +84,16 @@ def main(
     ).fit(model, train_dataloaders=data.train_dataloader())
     step, wait = statistics.median(times.steps), statistics.median(times.waits)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{precision}, batch {batch_size}, {torch.get_num_threads()} threads: {batch_size / (step + wait):.1f} images/s")
-    print(f"step {step:.3f} s, waiting for data {wait:.3f} s (medians of {len(times.steps)}); peak memory {memory:.1f} GiB")
+    print(f"{precision}, batch {batch_size}, {torch.get_num_threads()} threads")
+    print(f"{batch_size / (step + wait):.1f} images/s, peak memory {memory:.1f} GiB")
+    print(f"step {step:.3f} s, waiting for data {wait:.3f} s, medians of {len(times.steps)}")
 
     shares: Counter[str] = Counter()
     for event in times.profiler.key_averages():
         name = event.key.lower()
-        family = next((f for f, parts in FAMILIES.items() if any(part in name for part in parts)), "other: " + event.key)
+        family = next(
+            (f for f, parts in FAMILIES.items() if any(part in name for part in parts)), "other: " + event.key
+        )
         shares[family] += event.self_cpu_time_total
     total = sum(shares.values())
     for family, share in shares.most_common(12):

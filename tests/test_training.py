@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from anomalib.data import MVTecAD
+from anomalib.data import DepthBatch, MVTecAD
 from anomalib.engine import Engine
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from PIL import Image
@@ -307,6 +307,14 @@ def test_prediction_carries_each_students_map(tmp_path, data):
     torch.testing.assert_close(model.on_fused_scale(raw / 2), normalised, rtol=1e-3, atol=1e-4)
     assert batch.items[0].decoder_map.shape == (64, 96)
     assert batch.to_numpy().items[0].encoder_map.shape == (64, 96)
+
+
+def test_depth_data_are_read_as_rgb():
+    """MVTec 3D-AD's data module hands over a depth map too."""
+    depth = DepthBatch(image=torch.rand(2, 3, 8, 8), depth_map=torch.rand(2, 1, 8, 8), gt_label=torch.tensor([0, 1]))
+    batch = DskdBatch.from_batch(depth)
+    assert batch.image is depth.image
+    assert batch.gt_label.tolist() == [0, 1]
 
 
 def test_pictures(tmp_path, data):

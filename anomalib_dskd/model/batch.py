@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from anomalib.data import ImageBatch, ImageItem, NumpyImageBatch, NumpyImageItem
+from anomalib.data import Batch, ImageBatch, ImageItem, NumpyImageBatch, NumpyImageItem
 
 
 @dataclass
@@ -52,6 +52,6 @@ class DskdBatch(ImageBatch):
     decoder_map: torch.Tensor | None = None
 
     @classmethod
-    def from_batch(cls, batch: ImageBatch) -> "DskdBatch":
-        """Take over the fields of anomalib's batch, without copying them."""
-        return cls(**{field.name: getattr(batch, field.name) for field in fields(batch)})
+    def from_batch(cls, batch: Batch) -> "DskdBatch":
+        """Take over the image fields of anomalib's batch, without copying them; of depth data that is the RGB image."""
+        return cls(**{field.name: getattr(batch, field.name) for field in fields(ImageBatch)})

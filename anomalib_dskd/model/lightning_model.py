@@ -5,6 +5,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg
+from torchmetrics import MeanMetric
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_dskd.errors import DskdError
@@ -42,9 +44,13 @@ logger = logging.getLogger(__name__)
 
 LIGHTNING_DEFAULT_EPOCHS = 1000
 LIGHTNING_DEFAULT_SANITY_STEPS = 2
-VALIDATIONS = 10
+VALIDATIONS = 5
 OWN_VALIDATION = {ValSplitMode.FROM_TRAIN, ValSplitMode.SYNTHETIC, ValSplitMode.FROM_DIR}
 TEST_IMAGES_IN_VALIDATION = {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}
+EXPECTED_WARNINGS = (
+    r"You have overridden `on_after_batch_transfer`",  # it only makes room in the batch
+    r"Found \d+ module\(s\) in eval mode",  # the teacher's
+)
 NETWORK_ARGUMENTS = (
     "backbone",
     "layers",
@@ -140,6 +146,7 @@ class Dskd(AnomalibModule):
             visualizer=visualizer,
         )
         self.loss = PyramidMatchingLoss()
+        self.val_loss = MeanMetric()
         self._build_network()
         self._has_teacher = False
         self._resumed_from: str | Path | None = None
@@ -188,7 +195,7 @@ class Dskd(AnomalibModule):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """None: whatever stood here would override what the user typed. See :meth:`on_fit_start`."""
+        """None: whatever stood here would override what the user typed. See :meth:`setup`."""
         return {}
 
     # From a batch to its loss, map and score
@@ -212,9 +219,8 @@ class Dskd(AnomalibModule):
         normal = batch.gt_label == 0
         if normal.any():
             normal_distances = {student: [scale[normal] for scale in scales] for student, scales in distances.items()}
-            self.log(
-                "val_loss", self.loss(normal_distances), prog_bar=True, sync_dist=True, batch_size=int(normal.sum())
-            )
+            self.val_loss.update(self.loss(normal_distances), normal.sum())
+        self.log("val_loss", self.val_loss, prog_bar=True, batch_size=batch.batch_size)
         return self._update(batch, distances)
 
     def test_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
@@ -273,6 +279,8 @@ class Dskd(AnomalibModule):
         """Give training its length and its checkpoint a measure, where the user gave none."""
         if stage != "fit":
             return
+        for expected in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", expected)
         self._owns_budget = self.trainer.max_steps == -1 and self.trainer.max_epochs == LIGHTNING_DEFAULT_EPOCHS
         if self._owns_budget:
             self.trainer.fit_loop.max_epochs = -1
@@ -290,7 +298,7 @@ class Dskd(AnomalibModule):
                 "owe nothing to them: --data.val_split_mode from_train (normal images) or synthetic."
             )
         checkpoints = self.trainer.checkpoint_callbacks
-        if split in OWN_VALIDATION and len(checkpoints) == 1 and _is_anomalib_default(checkpoints[0], self.trainer):
+        if split in OWN_VALIDATION and len(checkpoints) == 1 and _is_anomalib_default(checkpoints[0]):
             checkpoints[0].monitor = "val_loss"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -421,13 +429,13 @@ def one_cycle(step: int, total: int, warmup: float = 0.1, start: float = 0.04) -
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def _is_anomalib_default(callback: Any, trainer: Any) -> bool:  # noqa: ANN401
-    """Tell the checkpoint that anomalib's engine adds where the user gave none."""
+def _is_anomalib_default(callback: Any) -> bool:  # noqa: ANN401
+    """Tell the checkpoint that anomalib's engine adds where the user gave none; its folder differs between ranks."""
     return (
         type(callback) is ModelCheckpoint
         and callback.monitor is None
         and callback.filename == "model"
-        and Path(callback.dirpath) == Path(trainer.default_root_dir) / "weights" / "lightning"
+        and Path(callback.dirpath).parts[-2:] == ("weights", "lightning")
     )
 
 
