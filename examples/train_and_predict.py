@@ -16,7 +16,7 @@ def main(
     root: str = "./datasets/MVTecAD",
     category: str = "bottle",
     teacher_weights: str | None = None,
-    training_steps: int = 500,
+    training_steps: int = 300,
     image_size: int = 256,
     num_workers: int = 0,
 ) -> None:

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when timm is imported
+
 import numpy as np
 import pytest
 import timm
@@ -22,7 +24,6 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real images a
 
 
 def pytest_configure():
-    os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(2)
 
 

@@ -52,31 +52,43 @@ def test_local_file(tmp_path, teacher, teacher_state, reference, suffix, cut, wr
     assert same_maps(teacher, reference)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
     ("backbone", "builder"),
     [
+        ("regnetx_004_tv", torchvision.models.regnet_x_400mf),
         ("wide_resnet50_2", torchvision.models.wide_resnet50_2),
         ("mobilenetv3_large_100", torchvision.models.mobilenet_v3_large),
         ("convnext_tiny", torchvision.models.convnext_tiny),
     ],
 )
-def test_torchvision_naming(tmp_path, backbone, builder):
-    """torchvision's own network, loaded from its own names, computes the maps that torchvision computes."""
+def test_torchvision_naming(tmp_path, backbone, builder, suffix):
+    """torchvision's own network, loaded from its own names, computes the maps that torchvision computes.
+
+    Where the two libraries define a network's tensors in another order, it is refused, never loaded wrongly.
+    """
     network = builder(weights=None).eval()
     for parameter in network.parameters():  # convnext's layer scale starts at 1e-6 and would hide its blocks
         torch.nn.init.normal_(parameter, std=0.05)
-    path = tmp_path / "weights.pth"
-    torch.save(network.state_dict(), path)
+    for name, buffer in network.named_buffers():  # as trained ones, unlike each other
+        if "running" in name:
+            torch.nn.init.uniform_(buffer, 0.5, 1.5)
+    path = tmp_path / f"weights{suffix}"
+    torch.save(network.state_dict(), path) if suffix == ".pth" else save_file(network.state_dict(), path)
     teacher = Teacher(backbone)
+    if (backbone, suffix) == ("regnetx_004_tv", ".pth"):
+        with pytest.raises(DskdError, match="does not fit"):
+            load_teacher(teacher, backbone, path)
+        return
     load_teacher(teacher, backbone, path)
     image, seen = torch.rand(1, 3, 64, 64), []
-    for child in network.features if hasattr(network, "features") else [network.layer1, network.layer2, network.layer3]:
-        child.register_forward_hook(lambda _module, _input, output: seen.append(output))
+    for child in network.modules():
+        child.register_forward_hook(lambda _module, _input, output: seen.append(output.clone()))
     with torch.no_grad():
         network(image)
         maps = teacher(image)
-    for features in maps:
-        assert any(features.shape == s.shape and torch.allclose(features, s, rtol=1e-3, atol=1e-4) for s in seen)
+    for features in maps:  # batch norm's epsilon differs between the libraries, 1e-5 and 1e-3, hence 2 %
+        assert any(features.shape == s.shape and (features - s).norm() < 0.02 * s.norm() for s in seen)
 
 
 def test_wheel_shipped_lite0():
@@ -94,7 +106,9 @@ def test_wheel_shipped_lite0():
 def test_shared_resnet18():
     teacher = Teacher("resnet18")
     load_teacher(teacher, "resnet18", SHARED / "weights/resnet18_imagenet1k_v1_to_layer3.safetensors")
-    assert teacher.network.layer3[1].bn2.running_var.unique().numel() == 1  # folded, see its README
+    loaded = teacher.network.layer3[1].bn2
+    assert loaded.running_var.allclose(torch.tensor(1 - 1e-5)), "folded, see its README"
+    assert loaded.bias.std() > 0.01, "a fresh network's is zero"
 
 
 class RunsCode:
@@ -125,6 +139,8 @@ def damaged(tmp_path, teacher_state, kind):
         torch.save({k: v for k, v in teacher_state.items() if k != "layer2.0.conv1.weight"}, path)
     elif kind == "misshaped tensor":
         torch.save({**teacher_state, "layer2.0.conv1.weight": torch.zeros(128, 64, 1, 1)}, path)
+    elif kind == "deeper architecture":
+        torch.save(timm.create_model("resnet34").state_dict(), path)
     elif kind == "another architecture":
         torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), path)
     return path
@@ -142,6 +158,7 @@ def damaged(tmp_path, teacher_state, kind):
         ("no state dict", "does not hold a state_dict"),
         ("missing tensor", r"1 of \d+ tensors are missing, such as layer2.0.conv1.weight"),
         ("misshaped tensor", r"layer2.0.conv1.weight has shape \(128, 64, 1, 1\), \(128, 64, 3, 3\) is needed"),
+        ("deeper architecture", "it has more, such as layer1.2.conv1.weight"),
         ("another architecture", "does not fit backbone='resnet18'"),
     ],
 )
@@ -167,7 +184,7 @@ def test_no_network(monkeypatch, tmp_path, teacher):
 
 def test_no_pretrained_weights():
     with pytest.raises(DskdError, match="timm has no pre-trained weights for backbone='efficientnet_b0_gn'"):
-        load_teacher(Teacher("efficientnet_b0_gn"), "NOWEIGHTS", None)
+        load_teacher(Teacher("efficientnet_b0_gn"), "efficientnet_b0_gn", None)
     with pytest.raises(DskdError, match=r"resnet18.none.*resnet18.a1_in1k"):
         load_teacher(Teacher("resnet18"), "resnet18.none", None)
 

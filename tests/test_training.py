@@ -6,12 +6,15 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from anomalib.data import DepthBatch, MVTecAD
+from anomalib.data import DepthBatch, Folder, MVTecAD
 from anomalib.engine import Engine
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from PIL import Image
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_dskd import Dskd
 from anomalib_dskd.errors import DskdError
@@ -95,30 +98,41 @@ def test_trainer_arguments_override_nothing():
     assert dskd().trainer_arguments == {}
 
 
-def test_validates_about_ten_times(tmp_path, data):
+def test_validates_a_few_times_and_at_the_end(tmp_path, data):
     count = Count()
-    engine(tmp_path, callbacks=[count]).fit(dskd(training_steps=50), datamodule=data())
-    assert count.validated_at == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 50]
+    engine(tmp_path, callbacks=[count]).fit(dskd(training_steps=49), datamodule=data())
+    assert count.validated_at == [10, 20, 30, 40, 49]
 
 
 def test_users_validation_schedule_wins(tmp_path, data):
     count = Count()
-    engine(tmp_path, callbacks=[count], check_val_every_n_epoch=5).fit(dskd(training_steps=50), datamodule=data())
-    assert count.validated_at == [10, 20, 30, 40, 50]
+    engine(tmp_path, callbacks=[count], check_val_every_n_epoch=8).fit(dskd(training_steps=40), datamodule=data())
+    assert count.validated_at == [16, 32, 40]
 
 
-def test_early_stopping_of_the_user(tmp_path, data):
+@pytest.mark.parametrize(
+    "stop",
+    [
+        EarlyStopping("train_loss", patience=0, stopping_threshold=100.0, check_on_train_epoch_end=True),
+        EarlyStopping("val_loss", patience=0, stopping_threshold=100.0),
+    ],
+)
+def test_early_stopping_of_the_user(tmp_path, data, stop):
+    """It finds its metric after each epoch, and leaves a checkpoint with thresholds."""
     count = Count()
-    stop = EarlyStopping("train_loss", patience=0, stopping_threshold=100.0, check_on_train_epoch_end=True)
-    engine(tmp_path, callbacks=[count, stop]).fit(dskd(training_steps=100), datamodule=data())
-    assert count.steps < 10
+    runner = engine(tmp_path, callbacks=[count, stop])
+    model = dskd(training_steps=100)
+    runner.fit(model, datamodule=data())
+    assert count.steps == 2
+    assert torch.load(runner.best_model_path, weights_only=True)["global_step"] == 2
+    assert not model.post_processor.image_threshold.isnan()
 
 
 def test_accumulated_gradients(tmp_path, data):
     count = Count()
     engine(tmp_path, callbacks=[count], accumulate_grad_batches=2).fit(dskd(training_steps=3), datamodule=data())
     assert count.steps == 3
-    assert count.validated_at[-1] == 3
+    assert count.validated_at == [1, 2, 3]
 
 
 def test_one_cycle():
@@ -170,7 +184,38 @@ def test_users_checkpoint_wins(tmp_path, data):
     model = dskd()
     runner.fit(model, datamodule=data(val_split_mode="from_train"))
     assert [checkpoint.monitor for checkpoint in runner.trainer.checkpoint_callbacks] == [None, "train_loss"]
-    assert same(weights(model), torch.load(mine.best_model_path, weights_only=True)["state_dict"])
+    for path in (mine.best_model_path, runner.best_model_path):
+        assert same(weights(model), torch.load(path, weights_only=True)["state_dict"])
+
+
+def test_resumed_training_remembers_the_best_validation(tmp_path, data):
+    """Also where the best one came before the interruption and all later ones are worse."""
+
+    class Spoil(Callback):
+        def on_train_epoch_start(self, trainer, pl_module) -> None:
+            if trainer.global_step >= 4:
+                torch.nn.init.normal_(pl_module.model.decoder.heads[0].weight, std=100.0)
+
+    class Interrupt(Callback):
+        def on_train_epoch_start(self, trainer, pl_module) -> None:
+            if trainer.global_step == 6:
+                raise KeyboardInterrupt
+
+    def train(folder, callbacks, ckpt_path=None):
+        runner = engine(folder, callbacks=callbacks)
+        datamodule = data(val_split_mode="from_train", val_split_ratio=0.5, train_batch_size=2)
+        try:
+            runner.fit(model := dskd(training_steps=10), datamodule=datamodule, ckpt_path=ckpt_path)
+        except (KeyboardInterrupt, SystemExit):
+            return runner, None
+        return runner, weights(model)
+
+    _, whole = train(tmp_path / "whole", [Spoil()])
+    interrupted, _ = train(tmp_path / "two", [Spoil(), Interrupt()])
+    resumed, weights_after = train(tmp_path / "two", [Spoil()], interrupted.best_model_path)
+    assert same(whole, weights_after)
+    assert resumed.best_model_path != interrupted.best_model_path
+    assert same(whole, torch.load(resumed.best_model_path, weights_only=True)["state_dict"])
 
 
 def test_validation_loss_is_of_normal_images(tmp_path, data):
@@ -196,12 +241,13 @@ def test_teacher_is_bit_identical_after_training(tmp_path, data, teacher_file, t
     assert all(parameter.grad is None for parameter in model.model.teacher.parameters())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_same_seed_same_weights(tmp_path, data, workers):
+@pytest.mark.parametrize(("workers", "split"), [(0, "from_train"), (2, "from_train"), (0, "synthetic")])
+def test_same_seed_same_weights(tmp_path, data, workers, split):
     def train(seed, noise) -> dict:
         torch.manual_seed(noise)  # the process's own state must not matter
         model = dskd(seed=seed)
-        datamodule = data(val_split_mode="from_train", num_workers=workers)
+        np.random.seed(noise)  # noqa: NPY002
+        datamodule = data(val_split_mode=split, num_workers=workers)
         engine(tmp_path).fit(model, datamodule=datamodule)
         return weights(model.model)
 
@@ -228,6 +274,12 @@ def test_bf16_trains_and_predicts_in_float32_maps(tmp_path, data):
     (prediction, *_) = runner.predict(model, datamodule=data())
     assert prediction.anomaly_map.dtype == torch.float32
     assert prediction.anomaly_map.unique().numel() > 1000, "a bfloat16 map has far fewer values"
+
+
+def test_half_precision_trains(tmp_path, data):
+    runner = engine(tmp_path, precision="bf16-true")
+    runner.fit(dskd(training_steps=1), datamodule=data())
+    assert runner.trainer.callback_metrics["val_loss"].isfinite()
 
 
 def test_channels_last_changes_nothing_but_time():
@@ -264,6 +316,34 @@ def test_checkpoint_is_all_that_is_needed(tmp_path, data):
     image = torch.rand(1, 3, 120, 90)
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(image).anomaly_map, trained.eval()(image).anomaly_map)
+
+
+def test_reload_splits_as_training_did(tmp_path, mvtec_root):
+    """Folder's validation set is drawn from the test images: another draw would be another test set."""
+
+    def folder() -> Folder:
+        return Folder(
+            "stripes",
+            mvtec_root / "stripes",
+            normal_dir="train/good",
+            normal_test_dir="test/good",
+            abnormal_dir="test/hole",
+            num_workers=0,
+        )
+
+    runner = engine(tmp_path)
+    (expected,) = runner.train(dskd(seed=3), datamodule=folder())
+    (tested,) = engine(tmp_path).test(Dskd(), datamodule=(again := folder()), ckpt_path=runner.best_model_path)
+    assert tested == expected
+    assert again.seed is not None
+
+
+def test_own_pre_processor_is_restored(tmp_path, data):
+    transform = Compose([Resize((64, 80)), Normalize(mean=[0.5] * 3, std=[0.5] * 3)])
+    runner = engine(tmp_path)
+    (expected,) = runner.train(dskd(pre_processor=PreProcessor(transform)), datamodule=data())
+    (tested,) = engine(tmp_path).test(Dskd(), datamodule=data(), ckpt_path=runner.best_model_path)
+    assert tested == expected
 
 
 def test_resumed_training_tests_what_it_trained(tmp_path, data):

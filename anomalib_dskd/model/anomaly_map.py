@@ -38,7 +38,7 @@ class AnomalyMapGenerator(nn.Module):
         super().__init__()
         self.scale_fusion = check_choice("scale_fusion", scale_fusion, FUSIONS)
         self.student_fusion = check_choice("student_fusion", student_fusion, FUSIONS)
-        self.blur = GaussianBlur2d(sigma=smoothing, channels=1) if smoothing > 0 else nn.Identity()
+        self.blur = GaussianBlur2d(sigma=smoothing, channels=1) if smoothing > 0 else None
 
     def student_maps(
         self, distances: Mapping[str, Sequence[torch.Tensor]], image_size: torch.Size
@@ -66,8 +66,10 @@ class AnomalyMapGenerator(nn.Module):
 
     def smooth(self, maps: torch.Tensor) -> torch.Tensor:
         """Apply the Gaussian to maps ``(B, 1, H, W)`` in their own precision: bfloat16 would leave 50 grey levels."""
+        if self.blur is None:
+            return maps
         with torch.autocast(maps.device.type, enabled=False):
-            return self.blur(maps)
+            return self.blur(maps.to(self.blur.kernel.dtype)).float()
 
     def fuse_students(self, maps: Iterable[torch.Tensor]) -> torch.Tensor:
         """Fuse the students' maps, all of one shape, into one map of that shape."""

@@ -5,6 +5,7 @@
 
 import logging
 import math
+import shutil
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from anomalib import LearningType
 from anomalib.callbacks import ModelCheckpoint
-from anomalib.data import Batch, InferenceBatch
+from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from anomalib.data.utils import ValSplitMode
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -46,7 +47,14 @@ LIGHTNING_DEFAULT_EPOCHS = 1000
 LIGHTNING_DEFAULT_SANITY_STEPS = 2
 VALIDATIONS = 5
 OWN_VALIDATION = {ValSplitMode.FROM_TRAIN, ValSplitMode.SYNTHETIC, ValSplitMode.FROM_DIR}
-TEST_IMAGES_IN_VALIDATION = {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}
+TEST_IMAGES_IN_VALIDATION = {
+    ValSplitMode.SAME_AS_TEST: "val_split_mode=same_as_test: the thresholds, and so F1, are set on the test images. "
+    "For figures that owe nothing to them: --data.val_split_mode from_train (normal images) or synthetic.",
+    ValSplitMode.FROM_TEST: "val_split_mode=from_test: the thresholds, and so F1, are set on images taken out of the "
+    "test set, defective ones among them. With normal images alone: --data.val_split_mode from_train.",
+}
+SPLIT_SEED = 0
+DEFAULT_FOLDER = ("weights", "lightning")
 EXPECTED_WARNINGS = (
     r"You have overridden `on_after_batch_transfer`",  # it only makes room in the batch
     r"Found \d+ module\(s\) in eval mode",  # the teacher's
@@ -88,11 +96,11 @@ class Dskd(AnomalibModule):
         student_fusion: ``"sum"``, ``"product"`` or ``"max"`` over students.
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
         training_steps: Optimizer steps to train where neither ``max_epochs`` nor ``max_steps`` is given to the
-            trainer. Defaults to ``500``.
+            trainer. Defaults to ``300``.
         learning_rate: Peak of the one-cycle schedule. Defaults to ``5e-3``.
         weight_decay: AdamW's decoupled weight decay. Defaults to ``1e-5``.
-        seed: Seed of the initial weights, of the order of images and of random splits that have none. ``None``
-            leaves them to the process's own state. Defaults to ``0``.
+        seed: Seed of the initial weights and of the order of images; with any seed, a random split without one of
+            its own is always the same. ``None`` leaves all to the process's own state. Defaults to ``0``.
         pre_processor: anomalib pre-processor, or whether to use the default, which resizes to ``image_size`` and
             normalises as the teacher was trained.
         post_processor: anomalib post-processor, or whether to use the default.
@@ -121,7 +129,7 @@ class Dskd(AnomalibModule):
         scale_fusion: str = "sum",
         student_fusion: str = "sum",
         smoothing: float = 4.0,
-        training_steps: int = 500,
+        training_steps: int = 300,
         learning_rate: float = 5e-3,
         weight_decay: float = 1e-5,
         seed: int | None = 0,
@@ -269,10 +277,15 @@ class Dskd(AnomalibModule):
     # Training
 
     def configure_callbacks(self) -> Sequence[Any]:
-        """Return anomalib's components; a random split that has no seed of its own takes the model's."""
-        datamodule = self.trainer.datamodule
-        if datamodule is not None and getattr(datamodule, "seed", self.hparams.seed) is None:
-            datamodule.seed = self.hparams.seed
+        """Return anomalib's components, and fix random splits before the data are set up.
+
+        The split's seed is not the model's: ``test`` must split as training did, whatever seed was trained with, and
+        every process of a distributed run likewise.
+        """
+        if self.hparams.seed is not None:
+            seed_everything(SPLIT_SEED, verbose=False)  # synthetic defects are drawn from the process's state
+            if getattr(self.trainer.datamodule, "seed", SPLIT_SEED) is None:
+                self.trainer.datamodule.seed = SPLIT_SEED
         return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
@@ -281,25 +294,26 @@ class Dskd(AnomalibModule):
             return
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", expected)
-        self._owns_budget = self.trainer.max_steps == -1 and self.trainer.max_epochs == LIGHTNING_DEFAULT_EPOCHS
+        trainer = self.trainer
+        self._owns_budget = trainer.max_steps == -1 and trainer.max_epochs == LIGHTNING_DEFAULT_EPOCHS
         if self._owns_budget:
-            self.trainer.fit_loop.max_epochs = -1
-            self.trainer.fit_loop.epoch_loop.max_steps = self.hparams.training_steps
-        if self.trainer.num_sanity_val_steps == LIGHTNING_DEFAULT_SANITY_STEPS:
-            self.trainer.num_sanity_val_steps = 0
-        self._select_checkpoint()
-
-    def _select_checkpoint(self) -> None:
-        """Let validation loss select weights, unless the validation set holds test images or the user chose."""
-        split: ValSplitMode | None = getattr(self.trainer.datamodule, "val_split_mode", None)
+            trainer.fit_loop.max_epochs = -1
+            trainer.fit_loop.epoch_loop.max_steps = self.hparams.training_steps
+        if trainer.num_sanity_val_steps == LIGHTNING_DEFAULT_SANITY_STEPS:
+            trainer.num_sanity_val_steps = 0
+        only_ours = len(trainer.checkpoint_callbacks) == 1 and _is_anomalib_default(trainer.checkpoint_callbacks[0])
+        self._owns_schedule = (
+            self._owns_budget
+            and only_ours
+            and not trainer.early_stopping_callbacks
+            and trainer.check_val_every_n_epoch == 1
+            and trainer.val_check_interval == 1.0
+        )
+        split: ValSplitMode | None = getattr(trainer.datamodule, "val_split_mode", None)
         if split is not None and split in TEST_IMAGES_IN_VALIDATION:
-            rank_zero_info(
-                f"val_split_mode={split.value}: the thresholds, and so F1, are set on test images. For figures that "
-                "owe nothing to them: --data.val_split_mode from_train (normal images) or synthetic."
-            )
-        checkpoints = self.trainer.checkpoint_callbacks
-        if split in OWN_VALIDATION and len(checkpoints) == 1 and _is_anomalib_default(checkpoints[0]):
-            checkpoints[0].monitor = "val_loss"
+            rank_zero_info(TEST_IMAGES_IN_VALIDATION[split])
+        if only_ours and split in OWN_VALIDATION:
+            trainer.checkpoint_callbacks[0].monitor = "val_loss"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the students and the embedding, with a one-cycle schedule over the whole training."""
@@ -327,8 +341,9 @@ class Dskd(AnomalibModule):
         trainer = self.trainer
         if not self._owns_budget:
             return
-        epochs = math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / trainer.num_training_batches)
-        if trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0:
+        steps_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        epochs = math.ceil(trainer.max_steps / steps_an_epoch)
+        if self._owns_schedule:
             trainer.check_val_every_n_epoch = max(1, epochs // VALIDATIONS)
         rank_zero_info(
             f"Training {trainer.max_steps} steps ({epochs} epochs): training_steps decides, since neither max_epochs "
@@ -353,16 +368,24 @@ class Dskd(AnomalibModule):
             self.trainer.should_stop = True
 
     def on_train_end(self) -> None:
-        """Take back the selected weights and their thresholds, so that what is tested next is the checkpoint."""
+        """Take back the selected weights, so that memory, table and ``model.ckpt`` are one set with its thresholds."""
+        trainer = self.trainer
         selected = [
-            checkpoint.best_model_path
-            for checkpoint in self.trainer.checkpoint_callbacks
-            if checkpoint.monitor and checkpoint.best_model_path
+            callback.best_model_path
+            for callback in trainer.checkpoint_callbacks
+            if callback.monitor not in {None, "step", "epoch"} and callback.best_model_path
         ]
-        if selected:
-            checkpoint = self.trainer.strategy.load_checkpoint(selected[-1])
-            self.load_state_dict(checkpoint["state_dict"])
-            rank_zero_info(f"The weights of step {checkpoint['global_step']} were selected: {selected[-1]}")
+        if not selected:
+            return
+        checkpoint = trainer.strategy.load_checkpoint(selected[-1])
+        self.load_state_dict(checkpoint["state_dict"])
+        rank_zero_info(f"The weights of step {checkpoint['global_step']} were selected: {selected[-1]}")
+        ours = trainer.checkpoint_callback
+        path = Path(ours.dirpath) / "model.ckpt"
+        if trainer.is_global_zero and Path(ours.dirpath).parts[-2:] == DEFAULT_FOLDER and Path(selected[-1]) != path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(selected[-1], path)
+            ours.best_model_path = str(path)
 
     # Reload
 
@@ -370,6 +393,7 @@ class Dskd(AnomalibModule):
         """Become the model that was saved, whatever arguments this one was built with."""
         if self._is_test_after_resume():
             rank_zero_info("Tested are the weights just trained, not those that training was resumed from.")
+            self._resumed_from = None
             checkpoint["state_dict"] = self.state_dict()
             del checkpoint["callbacks"]  # anomalib's post-processor is one: its old thresholds
             return
@@ -382,12 +406,22 @@ class Dskd(AnomalibModule):
             self.hparams.update({name: saved[name] for name in differing})
             self._build_network()
         super().on_load_checkpoint(checkpoint)
-        datamodule = self._trainer and self._trainer.datamodule
-        if differing and datamodule:
-            datamodule.setup(self._trainer.state.fn)  # its data sets resize as the pre-processor did before
         self._has_teacher = True
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is None:
+            return
+        if isinstance(self._trainer.datamodule, AnomalibDataModule):
+            # its data sets still resize as the pre-processor did before this checkpoint
+            self._trainer.datamodule.setup(self._trainer.state.fn)
+        if self._trainer.state.fn == TrainerFn.FITTING:
             self._resumed_from = self._trainer.ckpt_path
+            self._keep_best(checkpoint)
+
+    def _keep_best(self, checkpoint: dict[str, Any]) -> None:
+        """Let the resumed training remember the best validation: a new folder would have Lightning forget it."""
+        for callback in self._trainer.checkpoint_callbacks:
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if state is not None and _is_anomalib_default(callback):
+                state["dirpath"] = callback.dirpath
 
     def _is_test_after_resume(self) -> bool:
         """Tell the test at the end of ``Engine.train``, which is handed the checkpoint that training started from."""
@@ -433,9 +467,9 @@ def _is_anomalib_default(callback: Any) -> bool:  # noqa: ANN401
     """Tell the checkpoint that anomalib's engine adds where the user gave none; its folder differs between ranks."""
     return (
         type(callback) is ModelCheckpoint
-        and callback.monitor is None
+        and callback.monitor in {None, "val_loss"}
         and callback.filename == "model"
-        and Path(callback.dirpath).parts[-2:] == ("weights", "lightning")
+        and Path(callback.dirpath).parts[-2:] == DEFAULT_FOLDER
     )
 
 

@@ -22,6 +22,9 @@ from .components import Teacher, pretrained_cfg
 LITE0 = "efficientnet_lite0"
 LITE0_BACKBONE = "tf_efficientnet_lite0"
 RANDOM = "random"
+LEAVES = ("weight", "bias", "running_mean", "running_var")
+HEADS = ("classifier.", "fc.", "head.")
+KINDS = {"running_mean", "running_var", "bias"}
 
 
 def load_teacher(teacher: Teacher, backbone: str, weights: str | Path | None) -> None:
@@ -92,7 +95,7 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
         raise DskdError(msg)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return dict(sorted(load_file(path).items(), key=_definition_order))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
@@ -118,31 +121,56 @@ def _match(
     """Pick the target's tensors from a state dict, by name or, where no name fits, by position.
 
     timm and torchvision name the tensors of one architecture differently (``conv_stem.weight`` and
-    ``features.0.0.weight``) but keep them in the same order, and shapes must agree one by one.
+    ``features.0.0.weight``) but keep them in the same order; kinds and shapes must agree one by one.
     """
     state = {name.removeprefix("module."): value for name, value in state.items() if not _is_counter(name)}
     wanted = [name for name in target if not _is_counter(name)]
     names = {name: _unflatten(name) if _unflatten(name) in state else name for name in wanted}
     if not any(name in state for name in names.values()):
-        names = dict(zip(wanted, state, strict=False))
+        names = dict(zip(wanted, (name for name in state if not name.startswith(HEADS)), strict=False))
+    does_not_fit = f"teacher_weights: {source} does not fit backbone={backbone!r}: "
     missing = [name for name in wanted if names.get(name) not in state]
     if missing:
-        msg = (
-            f"teacher_weights: {source} does not fit backbone={backbone!r}: {len(missing)} of {len(wanted)} tensors "
-            f"are missing, such as {missing[0]}."
-        )
+        msg = f"{does_not_fit}{len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}."
         raise DskdError(msg)
     matched = dict(target)
     for name in wanted:
         value = state[names[name]]
         if value.numel() != target[name].numel() or _squeezed(value) != _squeezed(target[name]):
-            msg = (
-                f"teacher_weights: {source} does not fit backbone={backbone!r}: {names[name]} has shape "
-                f"{tuple(value.shape)}, {tuple(target[name].shape)} is needed."
-            )
+            msg = f"{does_not_fit}{names[name]} has shape {tuple(value.shape)}, {tuple(target[name].shape)} is needed."
+            raise DskdError(msg)
+        if {_leaf(name), _leaf(names[name])} & KINDS and _leaf(name) != _leaf(names[name]):
+            msg = f"{does_not_fit}{names[name]} stands where {name} is needed."
             raise DskdError(msg)
         matched[name] = value.reshape(target[name].shape)
+    used = set(names.values())
+    stages = {_stage(name) for name in used} - {""}
+    deeper = [name for name in state if name not in used and _stage(name) in stages]
+    if deeper:
+        msg = f"{does_not_fit}it has more, such as {deeper[0]}; are these the weights of a deeper network?"
+        raise DskdError(msg)
     return matched
+
+
+def _definition_order(item: tuple[str, torch.Tensor]) -> list[tuple[int, int, str]]:
+    """Sort as modules define their tensors: safetensors stores names in alphabetical order.
+
+    A module's own tensors come before those of its children, numbered children in the order of their numbers, and
+    batch norm's statistics after its weights.
+    """
+    *modules, leaf = item[0].split(".")
+    order = [(1, int(part) if part.isdigit() else 0, part) for part in modules]
+    return [*order, (0, LEAVES.index(leaf) if leaf in LEAVES else 0, leaf)]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _stage(name: str) -> str:
+    """Name the part of a network between two maps: ``layer1``, ``stages.2``, ``blocks.4``, ``features.5``."""
+    match = re.match(r"([a-z_]+\.?\d+)\.", name)
+    return match.group(1) if match else ""
 
 
 def _is_counter(name: str) -> bool:
