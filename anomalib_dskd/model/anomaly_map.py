@@ -69,7 +69,7 @@ class AnomalyMapGenerator(nn.Module):
         if self.blur is None:
             return maps
         with torch.autocast(maps.device.type, enabled=False):
-            return self.blur(maps.to(self.blur.kernel.dtype)).float()
+            return self.blur(maps)
 
     def fuse_students(self, maps: Iterable[torch.Tensor]) -> torch.Tensor:
         """Fuse the students' maps, all of one shape, into one map of that shape."""
