@@ -81,7 +81,9 @@ def installed_wheel(tmp_path_factory) -> Path:
     return target
 
 
-def run(command: list, cwd: Path | None = None, check: bool = True, **env: object) -> subprocess.CompletedProcess:
+def run(
+    command: list, cwd: Path | None = None, check: bool = True, timeout: float = 900, **env: object
+) -> subprocess.CompletedProcess:
     """Run a command to its end and show what it printed where it fails."""
     result = subprocess.run(
         [str(part) for part in command],
@@ -90,13 +92,13 @@ def run(command: list, cwd: Path | None = None, check: bool = True, **env: objec
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=timeout,
     )
     if check and result.returncode != 0:
         pytest.fail(f"{command}\nexit code {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
     return result
 
 
-def anomalib(*arguments: object, cwd: Path, check: bool = True, **env: object) -> subprocess.CompletedProcess:
-    """Run the stock anomalib script."""
-    return run([Path(sys.executable).with_name("anomalib"), *arguments], cwd, check, **env)
+def anomalib(*arguments: object, **kwargs) -> subprocess.CompletedProcess:
+    """Run the stock anomalib script; keyword arguments as in :func:`run`."""
+    return run([Path(sys.executable).with_name("anomalib"), *arguments], **kwargs)
