@@ -40,4 +40,4 @@ def link(target: Path, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    auto_cli(main, as_positional=False)
