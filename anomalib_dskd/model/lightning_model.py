@@ -384,7 +384,7 @@ class Dskd(AnomalibModule):
         path = Path(ours.dirpath) / "model.ckpt"
         if trainer.is_global_zero and Path(ours.dirpath).parts[-2:] == DEFAULT_FOLDER and Path(selected[-1]) != path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(selected[-1], path)
+            Path(shutil.copyfile(selected[-1], path.with_suffix(".part"))).replace(path)
             ours.best_model_path = str(path)
 
     # Reload
