@@ -198,6 +198,10 @@ def test_two_processes(installed_wheel, data, teacher_file, tmp_path):
     assert all(value.isfinite().all() for value in state["state_dict"].values() if value.is_floating_point())
     assert "MEMBER: 1/2" in result.stderr
     assert "MEMBER: 2/2" in result.stderr
+    alone = anomalib(
+        *["test", "--model", "Dskd", *data, "--ckpt_path", checkpoint], cwd=tmp_path, PYTHONPATH=installed_wheel
+    )
+    assert table(alone.stdout)["image_AUROC"] == table(result.stdout)["image_AUROC"]
 
 
 def test_resume_after_kill_gives_the_weights_of_an_uninterrupted_run(installed_wheel, data, teacher_file, tmp_path):
