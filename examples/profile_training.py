@@ -75,7 +75,7 @@ def main(
         steps: Steps that are measured, after three to warm up.
     """
     times = StepTimes()
-    data = MVTec(root, category, train_batch_size=batch_size, num_workers=2)
+    data = MVTec(root, category, train_batch_size=batch_size, num_workers=0)
     data.setup()
     data.train_data.samples = data.train_data.samples.iloc[:batch_size]  # one full batch an epoch
     model = Dskd(teacher_weights=teacher_weights, training_steps=WARM_UP + steps)

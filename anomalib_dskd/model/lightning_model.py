@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 LIGHTNING_DEFAULT_EPOCHS = 1000
 LIGHTNING_DEFAULT_SANITY_STEPS = 2
+ANOMALIB_DEFAULT_WORKERS = 8
 VALIDATIONS = 5
 OWN_VALIDATION = {ValSplitMode.FROM_TRAIN, ValSplitMode.SYNTHETIC, ValSplitMode.FROM_DIR}
 TEST_IMAGES_IN_VALIDATION = {
@@ -53,6 +54,10 @@ TEST_IMAGES_IN_VALIDATION = {
     ValSplitMode.FROM_TEST: "val_split_mode=from_test: the thresholds, and so F1, are set on images taken out of the "
     "test set, defective ones among them. With normal images alone: --data.val_split_mode from_train.",
 }
+NO_WORKERS = (
+    f"num_workers={ANOMALIB_DEFAULT_WORKERS} (anomalib's default): on the CPU images are loaded in the training process "
+    "instead, up to twice as fast. For workers all the same, give another number."
+)
 SPLIT_SEED = 0
 DEFAULT_FOLDER = ("weights", "lightning")
 EXPECTED_WARNINGS = (
@@ -301,6 +306,11 @@ class Dskd(AnomalibModule):
             trainer.fit_loop.epoch_loop.max_steps = self.hparams.training_steps
         if trainer.num_sanity_val_steps == LIGHTNING_DEFAULT_SANITY_STEPS:
             trainer.num_sanity_val_steps = 0
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if on_cpu and getattr(trainer.datamodule, "num_workers", None) == ANOMALIB_DEFAULT_WORKERS:
+            # workers forked every epoch have each step after copy the process's memory page by page
+            trainer.datamodule.num_workers = 0
+            rank_zero_info(NO_WORKERS)
         only_ours = len(trainer.checkpoint_callbacks) == 1 and _is_anomalib_default(trainer.checkpoint_callbacks[0])
         self._owns_schedule = (
             self._owns_budget
@@ -322,6 +332,7 @@ class Dskd(AnomalibModule):
             lr=self.hparams.learning_rate,
             betas=(0.5, 0.999),
             weight_decay=self.hparams.weight_decay,
+            fused=self.device.type == "cpu",  # on a GPU torch's default is as fast
         )
         self._seed_sampling(epoch=0)  # the next line has Lightning draw the first epoch's order of images
         total = self.trainer.estimated_stepping_batches
