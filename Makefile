@@ -4,8 +4,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install test test-all lint format clean
+.PHONY: help demo install test test-all lint format clean
 help:
+	@echo "make demo      train and test on demo textures, and say where the pictures are"
 	@echo "make install   set up $(VENV) with all that is needed"
 	@echo "make test      run the test suite"
 	@echo "make test-all  run the test suite with what takes long"
@@ -19,6 +20,9 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/anomalib-dskd demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -8,16 +8,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+COMMANDS = {"anomalib", "anomalib-dskd"}
+
 
 class DskdError(ValueError):
     """Something the user can put right; the message says what is wrong, with which value, and what to do.
 
-    In the ``anomalib`` command the message alone is printed; Python code sees an ordinary exception.
+    In the ``anomalib`` and ``anomalib-dskd`` commands the message alone is printed; Python code sees an ordinary
+    exception.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        if Path(sys.argv[0]).stem == "anomalib":
+        if Path(sys.argv[0]).stem in COMMANDS:
             _MessageHook.install(message)
 
 
@@ -40,7 +43,7 @@ class _MessageHook:
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         # jsonargparse raises an error of its own that quotes the message of the constructor's
         if isinstance(error, ValueError) and self.message in str(error):
-            print(f"anomalib: error: {self.message}", file=sys.stderr)  # noqa: T201
+            print(f"{Path(sys.argv[0]).stem}: error: {self.message}", file=sys.stderr)  # noqa: T201
         else:
             self.previous(kind, error, traceback)  # type: ignore[operator]
 

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-DOORS = {
-    # last module imported by the package: (package, plugin module, class)
-    "anomalib.data.predict": ("anomalib.data", "anomalib_dskd.data.mvtec", "MVTec"),
-    "anomalib.models.video": ("anomalib.models", "anomalib_dskd.model.lightning_model", "Dskd"),
-}
+DOORS = (
+    # last module imported by the package, package, plugin module, class
+    ("anomalib.data.predict", "anomalib.data", "anomalib_dskd.data.mvtec", "MVTec"),
+    ("anomalib.data.predict", "anomalib.data", "anomalib_dskd.data.magnetic_tile", "MagneticTile"),
+    ("anomalib.data.predict", "anomalib.data", "anomalib_dskd.data.demo", "DemoTextures"),
+    ("anomalib.models.video", "anomalib.models", "anomalib_dskd.model.lightning_model", "Dskd"),
+)
 SUPPORTED_MAJOR, SUPPORTED_MINOR = 2, 7
 
 
@@ -30,7 +32,7 @@ def autoload() -> None:
     try:
         from wrapt import register_post_import_hook
 
-        for trigger, (package, module, name) in DOORS.items():
+        for trigger, package, module, name in DOORS:
             register_post_import_hook(_guarded(package, module, name), trigger)
     except Exception as error:  # noqa: BLE001
         _warn(error)
@@ -42,7 +44,7 @@ def register(cls: type[Any]) -> None:
     The package may be half imported, and so may the plugin's module have been when anomalib was complete: whichever
     of the two comes last finds the other.
     """
-    for package, module, name in DOORS.values():
+    for _, package, module, name in DOORS:
         if (cls.__module__, cls.__name__) == (module, name) and package in sys.modules:
             vars(sys.modules[package]).setdefault(name, cls)
 

@@ -68,7 +68,7 @@ def test_triggers_are_the_last_imports():
     """A new anomalib may import something after the modules that the hook waits for."""
     code = "import sys, anomalib.data, anomalib.models; print([m for m in sys.modules if m.startswith('anomalib.')])"
     imported = eval(python(code, TORCH_DEVICE_BACKEND_AUTOLOAD=0).stdout.splitlines()[-1])  # noqa: S307
-    for trigger, (package, *_) in DOORS.items():
+    for trigger, package, _, _ in DOORS:
         children = [m for m in imported if m.rpartition(".")[0] == package]
         assert children[-1] == trigger
 

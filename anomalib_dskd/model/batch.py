@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-dskd authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""anomalib's image batch with a map of each student beside the fused one."""
+"""anomalib's image batch with a map of each student and the raw score and map beside the normalised ones."""
 
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -17,6 +17,8 @@ class NumpyDskdItem(NumpyImageItem):
 
     encoder_map: np.ndarray | None = None
     decoder_map: np.ndarray | None = None
+    raw_score: np.ndarray | None = None
+    raw_map: np.ndarray | None = None
 
 
 @dataclass
@@ -26,6 +28,8 @@ class NumpyDskdBatch(NumpyImageBatch):
     item_class: ClassVar[type[NumpyDskdItem]] = NumpyDskdItem
     encoder_map: np.ndarray | None = None
     decoder_map: np.ndarray | None = None
+    raw_score: np.ndarray | None = None
+    raw_map: np.ndarray | None = None
 
 
 @dataclass
@@ -35,6 +39,8 @@ class DskdItem(ImageItem):
     numpy_class: ClassVar[type[NumpyDskdItem]] = NumpyDskdItem
     encoder_map: torch.Tensor | None = None
     decoder_map: torch.Tensor | None = None
+    raw_score: torch.Tensor | None = None
+    raw_map: torch.Tensor | None = None
 
 
 @dataclass
@@ -44,12 +50,16 @@ class DskdBatch(ImageBatch):
     Attributes:
         encoder_map: Raw map of the student encoder alone, ``(B, H, W)``; ``None`` where the model has none.
         decoder_map: Raw map of the student decoder alone, likewise.
+        raw_score: Image score before it was normalised, ``(B,)``; ``None`` before post-processing.
+        raw_map: Anomaly map before it was normalised, ``(B, H, W)``; likewise.
     """
 
     item_class: ClassVar[type[DskdItem]] = DskdItem
     numpy_class: ClassVar[type[NumpyDskdBatch]] = NumpyDskdBatch
     encoder_map: torch.Tensor | None = None
     decoder_map: torch.Tensor | None = None
+    raw_score: torch.Tensor | None = None
+    raw_map: torch.Tensor | None = None
 
     @classmethod
     def from_batch(cls, batch: Batch) -> "DskdBatch":

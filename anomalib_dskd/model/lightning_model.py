@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from anomalib import LearningType
 from anomalib.callbacks import ModelCheckpoint
-from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
-from anomalib.data.utils import ValSplitMode
+from anomalib.data import AnomalibDataModule, Batch, InferenceBatch, PredictDataset
+from anomalib.data.utils import LabelName, ValSplitMode
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -31,12 +32,14 @@ from timm.models import PretrainedCfg
 from torchmetrics import MeanMetric
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from anomalib_dskd.data.check import check_images, check_samples
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.registration import register
 
 from .batch import DskdBatch
 from .components import pretrained_cfg
 from .loss import PyramidMatchingLoss
+from .post_processor import DskdPostProcessor
 from .teacher_weights import load_teacher
 from .torch_model import MIN_SIZE, DskdModel
 from .visualizer import DskdVisualizer
@@ -55,10 +58,11 @@ TEST_IMAGES_IN_VALIDATION = {
     "test set, defective ones among them. With normal images alone: --data.val_split_mode from_train.",
 }
 NO_WORKERS = (
-    f"num_workers={ANOMALIB_DEFAULT_WORKERS} (anomalib's default): on the CPU images are loaded in the training process "
-    "instead, up to twice as fast. For workers all the same, give another number."
+    f"num_workers={ANOMALIB_DEFAULT_WORKERS} (anomalib's default): on the CPU images are loaded in the training "
+    "process instead, up to twice as fast. For workers all the same, give another number."
 )
 SPLIT_SEED = 0
+SUBSETS = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",)}
 DEFAULT_FOLDER = ("weights", "lightning")
 EXPECTED_WARNINGS = (
     r"You have overridden `on_after_batch_transfer`",  # it only makes room in the batch
@@ -100,6 +104,9 @@ class Dskd(AnomalibModule):
         scale_fusion: ``"sum"``, ``"product"`` or ``"max"`` over scales.
         student_fusion: ``"sum"``, ``"product"`` or ``"max"`` over students.
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
+        false_alarm_rate: Share of good parts that may be called defective. Sets the thresholds where the validation
+            images are all normal (``val_split_mode=from_train``); with defective ones among them the best F1 does.
+            Defaults to ``0.01``.
         training_steps: Optimizer steps to train where neither ``max_epochs`` nor ``max_steps`` is given to the
             trainer. Defaults to ``300``.
         learning_rate: Peak of the one-cycle schedule. Defaults to ``5e-3``.
@@ -134,6 +141,7 @@ class Dskd(AnomalibModule):
         scale_fusion: str = "sum",
         student_fusion: str = "sum",
         smoothing: float = 4.0,
+        false_alarm_rate: float = 0.01,
         training_steps: int = 300,
         learning_rate: float = 5e-3,
         weight_decay: float = 1e-5,
@@ -154,7 +162,9 @@ class Dskd(AnomalibModule):
             pre_processor=self.configure_pre_processor(image_size, backbone)
             if pre_processor is True
             else pre_processor,
-            post_processor=post_processor,
+            post_processor=self.configure_post_processor(false_alarm_rate)
+            if post_processor is True
+            else post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )
@@ -163,6 +173,7 @@ class Dskd(AnomalibModule):
         self._build_network()
         self._has_teacher = False
         self._resumed_from: str | Path | None = None
+        self._checked: set[str] = set()
 
     def _build_network(self) -> None:
         """Build the network of ``hparams`` with weights that depend on ``seed`` alone."""
@@ -195,6 +206,11 @@ class Dskd(AnomalibModule):
         cfg = pretrained_cfg(backbone) or PretrainedCfg()  # without weights of its own: ImageNet's
         mean, std = cfg.mean or IMAGENET_DEFAULT_MEAN, cfg.std or IMAGENET_DEFAULT_STD
         return PreProcessor(Compose([Resize(size, antialias=True), Normalize(mean=list(mean), std=list(std))]))
+
+    @staticmethod
+    def configure_post_processor(false_alarm_rate: float = 0.01) -> DskdPostProcessor:
+        """Return anomalib's post-processor with a threshold for a false-alarm rate and scores that keep their order."""
+        return DskdPostProcessor(false_alarm_rate)
 
     @classmethod
     def configure_visualizer(cls) -> DskdVisualizer:
@@ -294,7 +310,18 @@ class Dskd(AnomalibModule):
         return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
-        """Give training its length and its checkpoint a measure, where the user gave none."""
+        """Check the images; give training its length and its checkpoint a measure, where the user gave none.
+
+        Raises:
+            DskdError: If images cannot be used or there are no normal ones to train on; before any time is spent.
+        """
+        self._check_images(SUBSETS.get(stage, ()))
+        if stage == "predict":
+            # no public name leads to the loaders before their first batch is read
+            loaders = self.trainer.predict_loop._data_source.instance  # noqa: SLF001
+            for loader in loaders if isinstance(loaders, list) else [loaders]:
+                dataset = getattr(loader, "dataset", None)
+                check_images(dataset.image_filenames if isinstance(dataset, PredictDataset) else ())
         if stage != "fit":
             return
         for expected in EXPECTED_WARNINGS:
@@ -324,6 +351,17 @@ class Dskd(AnomalibModule):
             rank_zero_info(TEST_IMAGES_IN_VALIDATION[split])
         if only_ours and split in OWN_VALIDATION:
             trainer.checkpoint_callbacks[0].monitor = "val_loss"
+
+    def _check_images(self, subsets: Sequence[str]) -> None:
+        datasets: dict[str, Any] = {name: getattr(self.trainer.datamodule, f"{name}_data", None) for name in subsets}
+        tables = {name: data.samples for name, data in datasets.items() if hasattr(data, "samples")}
+        if "train" in tables and not (tables["train"].label_index == LabelName.NORMAL).any():
+            msg = f"{type(self.trainer.datamodule).__name__} has no normal images to train on: give it good parts."
+            raise DskdError(msg)
+        if tables:
+            samples = pd.concat(tables.values()).drop_duplicates("image_path")
+            check_samples(samples[~samples.image_path.isin(self._checked)])
+            self._checked.update(samples.image_path)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the students and the embedding, with a one-cycle schedule over the whole training."""
@@ -416,6 +454,9 @@ class Dskd(AnomalibModule):
             )
             self.hparams.update({name: saved[name] for name in differing})
             self._build_network()
+        state = checkpoint["state_dict"]  # metrics learn nothing, and other ones may have been asked for
+        own_metrics = {name: value for name, value in self.state_dict().items() if name.startswith("evaluator.")}
+        checkpoint["state_dict"] = {n: v for n, v in state.items() if not n.startswith("evaluator.")} | own_metrics
         super().on_load_checkpoint(checkpoint)
         self._has_teacher = True
         if self._trainer is None:
