@@ -33,21 +33,24 @@ def demo(out: Path = Path("dskd_demo"), training_steps: int | None = None) -> No
         training_steps: Steps for each of the three textures; by default those of the configuration.
     """
     console = Console()
-    table = Table("texture", *METRICS.values(), "minutes", "pictures", title="Dskd on held-back crops")
-    rows = []
+    table = Table("texture", *METRICS.values(), "minutes", title="Dskd on test crops")
+    rows: list[pd.Series] = []
+    folders: list[Path] = []
     for category in TEXTURES:
         started = time.monotonic()
         results = _train(out, category, training_steps, console)
         (metrics_file,) = results.rglob("metrics.csv")
         metrics = pd.read_csv(metrics_file)[list(METRICS)].dropna().iloc[-1]
         rows.append(metrics)
-        (pictures,) = results.rglob("students")
+        folders += results.rglob("students")
         minutes = (time.monotonic() - started) / 60
-        table.add_row(category, *(f"{metrics[name]:.3f}" for name in METRICS), f"{minutes:.1f}", str(pictures))
+        table.add_row(category, *(f"{metrics[name]:.3f}" for name in METRICS), f"{minutes:.1f}")
     table.add_row("mean", *(f"{value:.3f}" for value in pd.DataFrame(rows)[list(METRICS)].mean()), end_section=True)
     console.print(table)
+    for folder in folders:
+        console.print(str(folder), soft_wrap=True)
     console.print(
-        "Each picture shows image, encoder's map, decoder's map, fused map, mask and what was found; "
+        "Each picture there shows image, encoder's map, decoder's map, fused map, mask and what was found; "
         "'images' beside it is drawn by anomalib, 'weights' holds the checkpoint."
     )
 

@@ -10,3 +10,6 @@ anomalib test --model Dskd "${DATA[@]}" --ckpt_path $CKPT
 anomalib predict --model Dskd --data datasets/DemoTextures/brick/test/scratch --ckpt_path $CKPT
 anomalib export --model Dskd --export_type openvino --ckpt_path $CKPT
 find results -name '*.xml'
+
+# Prints:
+# results/Dskd/DemoTextures/brick/v0/weights/openvino/model.xml

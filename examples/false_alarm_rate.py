@@ -61,3 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+
+# Prints:
+# 153 held-out normal images, 200 normal and 392 defective test images
+# asked   threshold  alarms on normal test images         defects found
+#  1.0%      1.1090  7/200 = 3.5% [1.4%, 7.1%]         29.6%
+#  5.0%      0.9704  16/200 = 8.0% [4.6%, 12.7%]         45.9%

@@ -51,3 +51,8 @@ def main(
 
 if __name__ == "__main__":
     auto_cli(main, as_positional=False)
+
+# Prints:
+# threshold 3.505 on raw scores
+# NG  raw score 4.937  /.../datasets/DemoTextures/brick/test/missing/000.png
+# NG  raw score 4.534  /.../datasets/DemoTextures/brick/test/missing/001.png

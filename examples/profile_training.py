@@ -102,3 +102,8 @@ def main(
 
 if __name__ == "__main__":
     auto_cli(main, as_positional=False)
+
+# Prints:
+# bf16-mixed, batch 16, 2 threads
+# 10.3 images/s, peak memory 2.7 GiB
+# step 1.503 s, waiting for data 0.052 s, medians of 10

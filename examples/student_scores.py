@@ -57,3 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+
+# Prints:
+# 592 images, 392 of them defective
+# map      image AUROC  pixel AUROC
+# fused         0.7727       0.6842
+# encoder       0.7431       0.6850
+# decoder       0.7733       0.6810

@@ -46,3 +46,7 @@ def main(
 
 if __name__ == "__main__":
     auto_cli(main)
+
+# Prints:
+# /.../DemoTextures/brick/test/stain/007.png: score 0.504, NG, encoder's map up to 1.307, decoder's up to 0.815
+# checkpoint: /.../results/Dskd/MVTec/brick/v0/weights/lightning/model.ckpt

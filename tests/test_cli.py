@@ -159,6 +159,15 @@ def test_shipped_configs(name, installed_wheel, data, teacher_file, tmp_path):
     assert len(list(tmp_path.rglob("model.ckpt"))) == 1
 
 
+def test_data_configs_are_taken(installed_wheel, tmp_path):
+    config = installed_wheel / "anomalib_dskd/configs/data/magnetic_tile.yaml"
+    result = anomalib(
+        *["train", "--model", "Dskd", "--data", config, "--print_config"], cwd=tmp_path, PYTHONPATH=installed_wheel
+    )
+    assert "class_path: anomalib_dskd.data.magnetic_tile.MagneticTile" in result.stdout
+    assert "protocol: tile_disjoint" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

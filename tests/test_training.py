@@ -11,15 +11,19 @@ import pytest
 import torch
 from anomalib.data import DepthBatch, Folder, MVTecAD
 from anomalib.engine import Engine
+from anomalib.metrics import AUPRO, Evaluator
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_dskd import Dskd
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model.batch import DskdBatch
 from anomalib_dskd.model.lightning_model import one_cycle
+from anomalib_dskd.model.threshold import false_alarm_threshold
 
 
 @pytest.fixture
@@ -62,6 +66,56 @@ class Count(Callback):
     def on_validation_end(self, trainer, *args) -> None:
         self.validations += 1
         self.validated_at.append(trainer.global_step)
+
+
+# Loading
+
+
+@pytest.mark.parametrize(("asked", "used"), [(8, 0), (1, 1)])
+def test_anomalibs_default_workers_are_not_forked_on_the_cpu(tmp_path, data, asked, used):
+    datamodule = data(num_workers=asked)
+    engine(tmp_path).fit(dskd(training_steps=1), datamodule=datamodule)
+    assert datamodule.num_workers == used
+
+
+# Decision
+
+
+def test_threshold_is_that_of_the_held_out_normal_images(tmp_path, data):
+    datamodule = data(val_split_mode="from_train", val_split_ratio=0.5)
+    model = dskd(false_alarm_rate=0.2)
+    runner = engine(tmp_path)
+    runner.fit(model, datamodule=datamodule)
+    held_out = DataLoader(datamodule.val_data, batch_size=4, collate_fn=datamodule.val_data.collate_fn)
+    scores = torch.cat([batch.raw_score for batch in runner.predict(model, dataloaders=held_out)])
+    assert model.post_processor.image_threshold == pytest.approx(false_alarm_threshold(scores.numpy(), 0.2), rel=1e-5)
+    assert Dskd.load_from_checkpoint(runner.best_model_path).hparams.false_alarm_rate == 0.2
+
+
+def test_table_has_the_auroc_of_raw_scores(tmp_path, data):
+    model, runner = dskd(training_steps=6), engine(tmp_path)
+    (metrics,) = runner.train(model, datamodule=data())
+    batches = runner.predict(model, datamodule=data())
+    labels, masks, scores, maps = (
+        torch.cat([getattr(batch, name) for batch in batches])
+        for name in ("gt_label", "gt_mask", "raw_score", "raw_map")
+    )
+    assert metrics["image_AUROC"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+    assert metrics["pixel_AUROC"] == pytest.approx(roc_auc_score(masks.flatten() > 0, maps.flatten()), abs=1e-6)
+
+
+def test_checkpoint_of_other_metrics(tmp_path, data):
+    """AUPRO keeps a buffer, which a checkpoint then holds and the default metrics lack."""
+    fields = ["anomaly_map", "gt_mask"]
+    evaluator = Evaluator(test_metrics=[AUPRO(fields=fields, prefix="pixel_")])
+    model, runner = dskd(training_steps=1, evaluator=evaluator), engine(tmp_path)
+    (metrics,) = runner.train(model, datamodule=data())
+    assert set(metrics) == {"pixel_AUPRO"}
+    Dskd.load_from_checkpoint(runner.best_model_path)
+    plain = dskd(training_steps=1)
+    assert "image_AUROC" in engine(tmp_path).test(plain, datamodule=data(), ckpt_path=runner.best_model_path)[0]
+    model = dskd(training_steps=1, evaluator=Evaluator(test_metrics=[AUPRO(fields=fields, prefix="pixel_")]))
+    assert engine(tmp_path).test(model, datamodule=data(), ckpt_path=runner.best_model_path)[0] == metrics
 
 
 # Length
@@ -375,8 +429,7 @@ def test_prediction_carries_each_students_map(tmp_path, data):
     assert isinstance(batch, DskdBatch)
     raw = batch.encoder_map + batch.decoder_map
     assert raw.shape == batch.anomaly_map.squeeze(1).shape == (4, 64, 96)
-    span = model.post_processor.pixel_max - model.post_processor.pixel_min
-    normalised = ((raw - model.post_processor.pixel_threshold) / span + 0.5).clamp(0, 1)
+    normalised = 1 / (1 + (model.post_processor.pixel_threshold / raw) ** 2)
     torch.testing.assert_close(normalised, batch.anomaly_map.squeeze(1), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(model.on_fused_scale(raw / 2), normalised, rtol=1e-3, atol=1e-4)
     assert batch.items[0].decoder_map.shape == (64, 96)

@@ -5,10 +5,10 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from anomalib.data.datamodules.image.mvtecad import MVTecAD
-from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
 from PIL import Image
@@ -19,6 +19,9 @@ from anomalib_dskd.errors import check_choice
 from anomalib_dskd.registration import register
 
 from .demo_defects import DEFECTS
+
+if TYPE_CHECKING:
+    from anomalib.data.datasets.base.image import AnomalibDataset
 
 CROP = 128
 # rows and columns of the 512x512 photographs that crops are taken from

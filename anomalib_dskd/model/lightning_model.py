@@ -454,9 +454,7 @@ class Dskd(AnomalibModule):
             )
             self.hparams.update({name: saved[name] for name in differing})
             self._build_network()
-        state = checkpoint["state_dict"]  # metrics learn nothing, and other ones may have been asked for
-        own_metrics = {name: value for name, value in self.state_dict().items() if name.startswith("evaluator.")}
-        checkpoint["state_dict"] = {n: v for n, v in state.items() if not n.startswith("evaluator.")} | own_metrics
+        self._keep_own_metrics(checkpoint)
         super().on_load_checkpoint(checkpoint)
         self._has_teacher = True
         if self._trainer is None:
@@ -467,6 +465,13 @@ class Dskd(AnomalibModule):
         if self._trainer.state.fn == TrainerFn.FITTING:
             self._resumed_from = self._trainer.ckpt_path
             self._keep_best(checkpoint)
+
+    def _keep_own_metrics(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the saved metrics, as module and as callback: they learn nothing, and others may be wanted now."""
+        own = {name: value for name, value in self.state_dict().items() if name.startswith("evaluator.")}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {n: v for n, v in state.items() if not n.startswith("evaluator.")} | own
+        checkpoint.get("callbacks", {}).pop(Evaluator.__qualname__, None)
 
     def _keep_best(self, checkpoint: dict[str, Any]) -> None:
         """Let the resumed training remember the best validation: a new folder would have Lightning forget it."""

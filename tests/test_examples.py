@@ -1,0 +1,97 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Each example runs, briefly, and prints what its last lines show."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import REPO, run
+from .test_data import mvtec_3d  # noqa: F401
+
+EXAMPLES = REPO / "examples"
+
+
+def example(name: str, *arguments: object, cwd: Path) -> list[str]:
+    return run([sys.executable, EXAMPLES / f"{name}.py", *arguments], cwd=cwd).stdout.splitlines()
+
+
+def same_form(printed: str, shown: str) -> bool:
+    """Whether two lines are equal but for their numbers, paths and verdicts."""
+    variable = r"-?\d+(\.\d+)?|NG|OK|/?[\w.-]+(/[\w.-]+)+|\s+"
+    return re.sub(variable, "", printed) == re.sub(variable, "", shown)
+
+
+def shown(name: str) -> list[str]:
+    """Return the output that an example's last comment shows."""
+    printed = (EXAMPLES / name).read_text().split("# Prints:\n")[1]
+    return [line.removeprefix("# ") for line in printed.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, mvtec_root, teacher_file) -> tuple[Path, list[str]]:
+    cwd = tmp_path_factory.mktemp("example")
+    printed = example(
+        "train_and_predict",
+        *["--root", mvtec_root, "--category", "stripes", "--teacher_weights", teacher_file],
+        *["--training_steps", 2, "--image_size", 64],
+        cwd=cwd,
+    )
+    (path,) = (cwd / "results").rglob("model.ckpt")
+    return path, printed
+
+
+def test_train_and_predict(checkpoint):
+    path, printed = checkpoint
+    assert printed[-1] == f"checkpoint: {path}"
+    assert same_form(printed[-2], shown("train_and_predict.py")[-2])
+
+
+def test_student_scores(checkpoint, mvtec_root, tmp_path):
+    data = ["--data", "MVTec", "--data.root", mvtec_root, "--data.category", "stripes", "--data.num_workers", 0]
+    printed = example("student_scores", "--ckpt", checkpoint[0], *data, cwd=tmp_path)
+    assert [same_form(a, b) for a, b in zip(printed[-5:], shown("student_scores.py"), strict=True)] == [True] * 5
+
+
+def test_false_alarm_rate(checkpoint, mvtec_root, tmp_path):
+    data = ["--data", "MVTec", "--data.root", mvtec_root, "--data.category", "stripes", "--data.num_workers", 0]
+    arguments = [*data, "--data.val_split_mode", "from_train", "--data.seed", 0]
+    printed = example("false_alarm_rate", "--ckpt", checkpoint[0], *arguments, cwd=tmp_path)
+    assert [same_form(a, b) for a, b in zip(printed[-4:], shown("false_alarm_rate.py"), strict=True)] == [True] * 4
+
+
+def test_own_folder(mvtec_root, teacher_file, tmp_path):
+    printed = example(
+        "own_folder",
+        *["--good", mvtec_root / "stripes/train/good", "--new", mvtec_root / "stripes/test/hole"],
+        *["--backbone", "resnet18", "--teacher_weights", teacher_file, "--training_steps", 2, "--image_size", 64],
+        cwd=tmp_path,
+    )
+    assert same_form(printed[-5], shown("own_folder.py")[0])
+    assert all(same_form(line, shown("own_folder.py")[-1]) for line in printed[-4:])
+
+
+def test_another_teacher(tmp_path):
+    printed = example("another_teacher", "--training_steps", 2, "--image_size", 64, cwd=tmp_path)
+    assert same_form(printed[-1], shown("another_teacher.py")[-1])
+
+
+def test_mvtec_3d_rgb(mvtec_3d, teacher_file, tmp_path):  # noqa: F811
+    arguments = ["--root", mvtec_3d, "--teacher_weights", teacher_file, "--training_steps", 2, "--image_size", 64]
+    printed = example("mvtec_3d_rgb", *arguments, cwd=tmp_path)
+    assert same_form(printed[-1], shown("mvtec_3d_rgb.py")[-1])
+
+
+def test_profile_training(mvtec_root, tmp_path):
+    arguments = ["--root", mvtec_root, "--category", "stripes", "--teacher_weights", "random"]
+    printed = example("profile_training", *arguments, "--batch_size", 2, "--steps", 2, cwd=tmp_path)
+    assert any("images/s, peak memory" in line for line in printed)
+
+
+def test_command_line(tmp_path):
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    result = run(["bash", EXAMPLES / "command_line.sh", 2], cwd=tmp_path, PATH=path)
+    assert same_form(result.stdout.splitlines()[-1], shown("command_line.sh")[-1])
