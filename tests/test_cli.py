@@ -164,7 +164,7 @@ def test_data_configs_are_taken(installed_wheel, tmp_path):
     result = anomalib(
         *["train", "--model", "Dskd", "--data", config, "--print_config"], cwd=tmp_path, PYTHONPATH=installed_wheel
     )
-    assert "class_path: anomalib_dskd.data.magnetic_tile.MagneticTile" in result.stdout
+    assert "class_path: anomalib_dskd.data.MagneticTile" in result.stdout
     assert "protocol: tile_disjoint" in result.stdout
 
 

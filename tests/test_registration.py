@@ -174,9 +174,10 @@ def test_no_anomalib_at_all(installed_wheel):
 def test_wheel_contains_what_it_needs_and_nothing_else(installed_wheel):
     names = {path.relative_to(installed_wheel).as_posix() for path in installed_wheel.rglob("*") if path.is_file()}
     names = {name for name in names if "__pycache__" not in name}
-    assert {"anomalib_dskd/configs/dskd.yaml", "anomalib_dskd/configs/dskd_paper.yaml"} <= names
+    configs = ("dskd", "dskd_paper", "demo", "data/mvtec", "data/mvtec_3d", "data/magnetic_tile", "data/demo_textures")
+    assert {f"anomalib_dskd/configs/{name}.yaml" for name in configs} <= names
     info = f"anomalib_dskd-{version('anomalib-dskd')}.dist-info"
     assert f"{info}/entry_points.txt" in names
     assert f"{info}/licenses/LICENSE" in names
-    assert not [name for name in names if not name.startswith(("anomalib_dskd/", info))]
+    assert {name for name in names if not name.startswith(("anomalib_dskd/", info))} == {"bin/anomalib-dskd"}
     assert sum((installed_wheel / name).stat().st_size for name in names) < 1_000_000

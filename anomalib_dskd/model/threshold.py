@@ -44,8 +44,8 @@ def false_alarm_threshold(scores: np.ndarray, rate: float) -> float:
 
     Example:
         >>> normal = np.random.default_rng(0).exponential(size=1000)
-        >>> round(false_alarm_threshold(normal, 0.01), 1)  # exact: -log(0.01) = 4.6
-        4.6
+        >>> round(false_alarm_threshold(normal, 0.01), 1)  # the exact one is 4.6
+        4.7
     """
     if not 0 < rate < 1:
         msg = f"rate={rate} must lie between 0 and 1."
