@@ -53,7 +53,7 @@ def test_demo_is_not_trivial_for_patchcore(tmp_path):
     """Image AUROC of each kind of defect against the good crops, on raw scores of anomalib's PatchCore."""
     figures = {}
     for texture in ("brick", "grass", "gravel"):
-        data = DemoTextures(tmp_path, texture, val_split_mode="none")
+        data = DemoTextures(tmp_path, texture)
         model = Patchcore(backbone="resnet18", pre_trained=False, coreset_sampling_ratio=0.01, post_processor=False)
         model.visualizer = None
         weights = load_file(SHARED / "weights/resnet18_imagenet1k_v1_to_layer3.safetensors")
