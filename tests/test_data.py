@@ -211,7 +211,7 @@ def test_tiles_are_not_shared(tiles):
     data = MagneticTile(tiles, num_workers=0)
     data.prepare_data()
     data.setup()
-    train, val, test = (set(d.samples.tile) for d in (data.train_data, data.val_data, data.test_data))
+    train, val, test = (set(d.samples.part) for d in (data.train_data, data.val_data, data.test_data))
     assert not train & val
     assert not (train | val) & test
     assert {t for t in test if t.startswith("Free")} == {f"Free-{n:03}" for n in TEST_TILES if n < 159}
@@ -222,7 +222,7 @@ def test_tiles_are_not_shared(tiles):
     assert item.gt_mask.shape == (64, 64)
     again = MagneticTile(tiles, num_workers=0)
     again.setup()
-    assert set(again.val_data.samples.tile) == val
+    assert set(again.val_data.samples.part) == val
 
 
 def test_halves_of_the_test_tiles(tiles):
@@ -241,7 +241,7 @@ def test_every_hold_out_is_by_tile(tiles, mode):
     data.setup()
     rest = data.test_data if mode == "from_test" else data.train_data
     if mode == "from_test":
-        assert not set(data.val_data.samples.tile) & set(rest.samples.tile)
+        assert not set(data.val_data.samples.part) & set(rest.samples.part)
     else:
         assert len(data.val_data) + len(rest) == (make_magnetic_tile_dataset(tiles).split == "train").sum()
 
@@ -286,7 +286,7 @@ def test_splits_are_those_published_with_the_figures(tmp_path):
         assert len(rebuilt) == len(expected)
         for row in rebuilt.itertuples():
             right = expected[str(Path(row.image_path).relative_to(root))]
-            assert (row.tile, row.split, row.half) == (right["tile"], right[protocol], right[f"{protocol}_half"])
+            assert (row.part, row.split, row.half) == (right["tile"], right[protocol], right[f"{protocol}_half"])
 
 
 # Demo textures

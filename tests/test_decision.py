@@ -99,7 +99,23 @@ def test_only_good_parts_give_a_threshold(few, warned):
     expected = false_alarm_threshold(scores.numpy(), 0.01)
     assert post_processor.image_threshold == pytest.approx(expected)
     assert post_processor.pixel_threshold == pytest.approx(expected), "a region appears where the score is too high"
-    assert any(f"{few} held-out normal images" in str(w.message) for w in caught) == warned
+    assert any(f"{few} held-out normal parts" in str(w.message) for w in caught) == warned
+
+
+def test_photographs_of_one_part_count_once():
+    """Five exposures of each of 40 parts: the threshold is that of the 40 highest scores and highest pixels."""
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.arange(200) // 5
+    maps = torch.rand(200, 8, 8, generator=generator) * torch.rand(200, 1, 1, generator=generator).exp()
+    scores = 2 * maps.amax(dim=(1, 2))
+    order = torch.randperm(200, generator=generator)
+    photographs = batch(scores[order], normal(200), maps[order])
+    photographs.part = parts[order]
+    post_processor = calibrated(photographs)
+    highest = scores.reshape(40, 5).amax(dim=1).numpy()
+    assert post_processor.image_threshold == pytest.approx(false_alarm_threshold(highest, 0.01))
+    assert post_processor.pixel_threshold == pytest.approx(false_alarm_threshold(highest / 2, 0.01))
+    assert post_processor.image_threshold != pytest.approx(false_alarm_threshold(scores.numpy(), 0.01))
 
 
 def test_a_larger_rate_gives_a_lower_threshold():

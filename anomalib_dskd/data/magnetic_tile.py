@@ -139,7 +139,7 @@ class MagneticTile(AnomalibDataModule):
     def _split_by_tile(self, dataset: AnomalibDataset) -> list[AnomalibDataset]:
         split = GroupShuffleSplit(n_splits=1, test_size=self.val_split_ratio, random_state=self.seed)
         return [
-            dataset.subsample(indices) for indices in next(split.split(dataset.samples, groups=dataset.samples.tile))
+            dataset.subsample(indices) for indices in next(split.split(dataset.samples, groups=dataset.samples.part))
         ]
 
 
@@ -189,8 +189,8 @@ def make_magnetic_tile_dataset(
         train_list: DifferNet's list, for ``"differnet"``.
 
     Returns:
-        Table of ``image_path``, ``mask_path``, ``label`` (the class), ``label_index``, ``tile``, ``split`` (train or
-        test) and ``half`` (dev, report, or empty for training images).
+        Table of ``image_path``, ``mask_path``, ``label`` (the class), ``label_index``, ``part`` (the tile), ``split``
+        (train or test) and ``half`` (dev, report, or empty for training images).
 
     Raises:
         DataError: If images or masks are missing, or the list names images that are not there.
@@ -237,7 +237,7 @@ def _list_class(root: Path, name: str) -> pd.DataFrame:
     samples = pd.DataFrame(sorted(images), columns=["order", "exposure", "image_path", "mask_path"])
     begins = (samples.exposure.diff() <= 0) | (samples.order.diff() > NEW_TILE_JUMP)
     samples["number"] = begins.cumsum()
-    samples["tile"] = samples.number.map(lambda number: f"{name}-{number:03}")
+    samples["part"] = samples.number.map(lambda number: f"{name}-{number:03}")
     samples["label"] = name
     return samples.drop(columns=["order", "exposure"])
 

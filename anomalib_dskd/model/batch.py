@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-dskd authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""anomalib's image batch with a map of each student and the raw score and map beside the normalised ones."""
+"""anomalib's image batch with each student's map, raw score and map beside the normalised ones, and parts."""
 
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -19,6 +19,7 @@ class NumpyDskdItem(NumpyImageItem):
     decoder_map: np.ndarray | None = None
     raw_score: np.ndarray | None = None
     raw_map: np.ndarray | None = None
+    part: np.ndarray | None = None
 
 
 @dataclass
@@ -30,6 +31,7 @@ class NumpyDskdBatch(NumpyImageBatch):
     decoder_map: np.ndarray | None = None
     raw_score: np.ndarray | None = None
     raw_map: np.ndarray | None = None
+    part: np.ndarray | None = None
 
 
 @dataclass
@@ -41,6 +43,7 @@ class DskdItem(ImageItem):
     decoder_map: torch.Tensor | None = None
     raw_score: torch.Tensor | None = None
     raw_map: torch.Tensor | None = None
+    part: torch.Tensor | None = None
 
 
 @dataclass
@@ -52,6 +55,8 @@ class DskdBatch(ImageBatch):
         decoder_map: Raw map of the student decoder alone, likewise.
         raw_score: Image score before it was normalised, ``(B,)``; ``None`` before post-processing.
         raw_map: Anomaly map before it was normalised, ``(B, H, W)``; likewise.
+        part: Number of the part that each image shows, ``(B,)``; ``None`` where the data do not tell, and each is
+            taken for a part of its own.
     """
 
     item_class: ClassVar[type[DskdItem]] = DskdItem
@@ -60,6 +65,7 @@ class DskdBatch(ImageBatch):
     decoder_map: torch.Tensor | None = None
     raw_score: torch.Tensor | None = None
     raw_map: torch.Tensor | None = None
+    part: torch.Tensor | None = None
 
     @classmethod
     def from_batch(cls, batch: Batch) -> "DskdBatch":

@@ -106,7 +106,8 @@ class Dskd(AnomalibModule):
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
         false_alarm_rate: Share of good parts that may be called defective. Sets the thresholds where the validation
             images are all normal (``val_split_mode=from_train``); with defective ones among them the best F1 does.
-            Defaults to ``0.01``.
+            Photographs of one part, told by a column ``part`` of the data set's samples, count once, with the
+            highest score. Defaults to ``0.01``.
         training_steps: Optimizer steps to train where neither ``max_epochs`` nor ``max_steps`` is given to the
             trainer. Defaults to ``300``.
         learning_rate: Peak of the one-cycle schedule. Defaults to ``5e-3``.
@@ -174,6 +175,7 @@ class Dskd(AnomalibModule):
         self._has_teacher = False
         self._resumed_from: str | Path | None = None
         self._checked: set[str] = set()
+        self._parts: dict[str, int] = {}
 
     def _build_network(self) -> None:
         """Build the network of ``hparams`` with weights that depend on ``seed`` alone."""
@@ -230,9 +232,12 @@ class Dskd(AnomalibModule):
     # From a batch to its loss, map and score
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Make room for the students' maps."""
+        """Make room for the students' maps, and number the parts where the data tell them."""
         del dataloader_idx
-        return DskdBatch.from_batch(batch)
+        batch = DskdBatch.from_batch(batch)
+        if self._parts and batch.image_path is not None:
+            batch.part = batch.image.new_tensor([self._parts.get(path, -1) for path in batch.image_path]).long()
+        return batch
 
     def training_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Compute the pyramid-matching loss of a batch of normal images ``(B, 3, H, W)``."""
@@ -362,6 +367,8 @@ class Dskd(AnomalibModule):
             samples = pd.concat(tables.values()).drop_duplicates("image_path")
             check_samples(samples[~samples.image_path.isin(self._checked)])
             self._checked.update(samples.image_path)
+            if "part" in samples:
+                self._parts.update(zip(samples.image_path, pd.factorize(samples.part, sort=True)[0], strict=True))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the students and the embedding, with a one-cycle schedule over the whole training."""

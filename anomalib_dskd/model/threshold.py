@@ -7,7 +7,9 @@ import math
 import warnings
 
 import numpy as np
+import pandas as pd
 import torch
+from anomalib.data import Batch
 from anomalib.metrics import AnomalibMetric
 from sklearn.metrics import precision_recall_curve
 from torchmetrics import Metric
@@ -33,8 +35,8 @@ def false_alarm_threshold(scores: np.ndarray, rate: float) -> float:
     The fewer scores there are, the more cautious it is: the rate is met on average over such samples.
 
     Args:
-        scores: Raw scores of held-out normal images, shape ``(n,)``.
-        rate: Share of normal images allowed to raise an alarm, between 0 and 1.
+        scores: Raw scores of held-out normal parts, shape ``(n,)``.
+        rate: Share of good parts allowed to raise an alarm, between 0 and 1.
 
     Returns:
         Threshold. With one score that score, since nothing is known of the spread.
@@ -85,26 +87,48 @@ def f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((levels[best] + below) / 2)
 
 
+def highest_of_each_part(scores: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Reduce the scores of photographs to one a part: those of one part are no independent witnesses of the tail.
+
+    Args:
+        scores: Raw scores of images, shape ``(n,)``.
+        parts: Number of the part that each image shows, shape ``(n,)``; ``-1`` for a part of its own.
+
+    Returns:
+        Highest score of each part, shape ``(number of parts,)``.
+
+    Example:
+        >>> highest_of_each_part(np.array([1.0, 2.0, 3.0, 4.0]), np.array([-1, 0, 0, -1]))
+        array([1., 4., 3.])
+    """
+    alone = parts < 0
+    several = pd.Series(scores[~alone]).groupby(parts[~alone]).max()
+    return np.concatenate([scores[alone], several.to_numpy(scores.dtype)])
+
+
 class _ScoreThreshold(Metric):
     """Threshold of image scores.
 
     Args:
-        false_alarm_rate: Share of normal images that may raise an alarm; used where no anomalous image was seen.
+        false_alarm_rate: Share of good parts that may raise an alarm; used where no anomalous image was seen.
     """
 
     scores: list[torch.Tensor]
     labels: list[torch.Tensor]
+    parts: list[torch.Tensor]
 
     def __init__(self, false_alarm_rate: float = 0.01, **kwargs) -> None:
         super().__init__(**kwargs)
         self.false_alarm_rate = false_alarm_rate
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
+        self.add_state("parts", default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add raw scores and labels, both ``(B,)``."""
+    def update(self, scores: torch.Tensor, labels: torch.Tensor, parts: torch.Tensor | None = None) -> None:
+        """Add raw scores, labels and numbers of parts, all ``(B,)``; without parts each image is one."""
         self.scores.append(scores.flatten().float())
         self.labels.append(labels.flatten().bool())
+        self.parts.append(_or_alone(parts, scores))
 
     def compute(self) -> torch.Tensor:
         """Return the threshold, a scalar."""
@@ -112,23 +136,25 @@ class _ScoreThreshold(Metric):
         if labels.any():
             threshold = f1_threshold(scores.cpu().numpy(), labels)
         else:
-            warn_if_few(len(labels), self.false_alarm_rate)
-            threshold = false_alarm_threshold(scores.cpu().numpy(), self.false_alarm_rate)
+            normal = highest_of_each_part(scores.cpu().numpy(), dim_zero_cat(self.parts).cpu().numpy())
+            warn_if_few(len(normal), self.false_alarm_rate)
+            threshold = false_alarm_threshold(normal, self.false_alarm_rate)
         return torch.tensor(threshold, dtype=scores.dtype, device=scores.device)
 
 
 class _MapThreshold(Metric):
     """Threshold of anomaly maps.
 
-    Where only normal images are seen, as for image scores, from the highest pixel of each: at most that share of
-    normal images shows a region. Where there are masks, the best F1 over all pixels. Those are counted in bins of
+    Where only normal images are seen, as for image scores, from the highest pixel of each part: at most that share of
+    good parts shows a region. Where there are masks, the best F1 over all pixels. Those are counted in bins of
     0.05 % relative width, so that memory does not grow with the images; the threshold is the edge of a bin.
 
     Args:
-        false_alarm_rate: Share of normal images that may show a region; used where no mask was seen.
+        false_alarm_rate: Share of good parts that may show a region; used where no mask was seen.
     """
 
     maxima: list[torch.Tensor]
+    parts: list[torch.Tensor]
     normal: torch.Tensor
     anomalous: torch.Tensor
 
@@ -136,13 +162,15 @@ class _MapThreshold(Metric):
         super().__init__(**kwargs)
         self.false_alarm_rate = false_alarm_rate
         self.add_state("maxima", default=[], dist_reduce_fx="cat")
+        self.add_state("parts", default=[], dist_reduce_fx="cat")
         self.add_state("normal", default=torch.zeros(BINS, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("anomalous", default=torch.zeros(BINS, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, maps: torch.Tensor, masks: torch.Tensor) -> None:
-        """Add raw maps and masks, both ``(B, H, W)``."""
+    def update(self, maps: torch.Tensor, masks: torch.Tensor, parts: torch.Tensor | None = None) -> None:
+        """Add raw maps and masks, both ``(B, H, W)``, and numbers of parts, ``(B,)``."""
         masks = masks.bool().reshape(maps.shape)
         self.maxima.append(maps.flatten(1).amax(dim=1).float())
+        self.parts.append(_or_alone(parts, self.maxima[-1]))
         bins = _bins(maps)
         self.normal += torch.bincount(bins[~masks], minlength=BINS)
         self.anomalous += torch.bincount(bins[masks], minlength=BINS)
@@ -151,7 +179,8 @@ class _MapThreshold(Metric):
         """Return the threshold, a scalar."""
         maxima = dim_zero_cat(self.maxima)
         if not self.anomalous.any():
-            threshold = false_alarm_threshold(maxima.cpu().numpy(), self.false_alarm_rate)
+            normal = highest_of_each_part(maxima.cpu().numpy(), dim_zero_cat(self.parts).cpu().numpy())
+            threshold = false_alarm_threshold(normal, self.false_alarm_rate)
             return torch.tensor(threshold, dtype=maxima.dtype, device=maxima.device)
         hits, alarms = (counts.flip(0).cumsum(0).flip(0).double() for counts in (self.anomalous, self.normal))
         f1 = 2 * hits / (hits + alarms + self.anomalous.sum())
@@ -159,14 +188,18 @@ class _MapThreshold(Metric):
         return torch.nextafter(edge, torch.zeros_like(edge))
 
 
+def _or_alone(parts: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(scores.flatten(), -1, dtype=torch.long) if parts is None else parts.flatten()
+
+
 def warn_if_few(number: int, rate: float) -> None:
     """Warn where a rate is too small for so few images to show it."""
     needed = math.ceil(1 / rate) - 1
     if number < needed:
         warnings.warn(
-            f"The threshold for a false_alarm_rate of {rate:.2%} rests on {number} held-out normal images and is "
+            f"The threshold for a false_alarm_rate of {rate:.2%} rests on {number} held-out normal parts and is "
             f"extrapolated: fewer than {needed} cannot show so small a rate. It errs on the side of missed defects; "
-            "give more normal images, or a larger rate.",
+            "give more normal parts, or a larger rate.",
             stacklevel=2,
         )
 
@@ -182,8 +215,16 @@ def _edge(number: int) -> torch.Tensor:
 
 
 class ImageThreshold(AnomalibMetric, _ScoreThreshold):  # type: ignore[misc]
-    """Threshold of image scores that reads anomalib's batches."""
+    """Threshold of image scores that reads anomalib's batches, and the parts of those that know them."""
+
+    def update(self, batch: Batch) -> None:  # type: ignore[override]
+        """Add a batch's scores."""
+        super().update(batch, getattr(batch, "part", None))
 
 
 class PixelThreshold(AnomalibMetric, _MapThreshold):  # type: ignore[misc]
-    """Threshold of anomaly maps that reads anomalib's batches."""
+    """Threshold of anomaly maps that reads anomalib's batches, and the parts of those that know them."""
+
+    def update(self, batch: Batch) -> None:  # type: ignore[override]
+        """Add a batch's maps."""
+        super().update(batch, getattr(batch, "part", None))
