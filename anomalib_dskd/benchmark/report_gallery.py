@@ -224,7 +224,7 @@ def _overlay(image: Image.Image, heat: _Heat, path: str) -> Image.Image:
     )
     smooth = np.asarray(Image.fromarray(share).resize(image.size, Image.Resampling.BILINEAR))
     colours = colormaps["plasma"](smooth)[..., :3] * 255
-    opacity = OPACITY * smooth[..., None]
+    opacity = OPACITY * smooth[..., None] ** 0.7
     return Image.fromarray((colours * opacity + np.asarray(image) * (1 - opacity)).astype(np.uint8))
 
 

@@ -71,7 +71,7 @@ def pareto(results: Results, data: str, style: Style, folder: Path) -> Figure | 
         return None
     points = times.rename("ms").reset_index().assign(accuracy=lambda table: table["model"].map(accuracy))
     front = pareto_front(points)
-    canvas = Canvas(figsize=(7, 4.4), dpi=DPI, layout="constrained")
+    canvas = Canvas(figsize=(7, 5), dpi=DPI, layout="constrained")
     axes = canvas.add_subplot()
     axes.step(front["ms"], front["accuracy"], where="post", color="0.6", linewidth=1.2, zorder=1, label="Pareto front")
     for point in points.itertuples():
@@ -89,7 +89,7 @@ def pareto(results: Results, data: str, style: Style, folder: Path) -> Figure | 
     axes.margins(0.12)
     _plain_numbers(axes.xaxis)
     _finish(axes)
-    canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
+    canvas.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     listed = "; ".join(f"{p.model} with {p.engine} {p.accuracy:.3f} at {p.ms:.1f} ms" for p in points.itertuples())
     on_front = ", ".join(f"{p.model} with {p.engine}" for p in front.itertuples())
     return _save(

@@ -45,6 +45,12 @@ ANOMALIB = {
     "pixel_AUPRO": "AUPRO_30",
     "AUPRO": "AUPRO_30",
 }
+COSTS = {
+    "p99_ms": "p99",
+    "images_per_second": "images/s",
+    "file_to_verdict_ms": "file to verdict",
+    "peak_memory_mib": "peak memory (MiB)",
+}
 SIZES = {
     "size.parameters": ("parameters (M)", 1e-6, 2),
     "size.gmacs": ("GMACs", 1.0, 2),
@@ -248,22 +254,22 @@ def latency(results: Results, data: str) -> Table | None:
     costs = results.costs[(results.costs["data"] == data) & (results.costs["fraction"] == 1)]
     if costs.empty:
         return None
+    numbers = ["median_ms", "q1_ms", "q3_ms", *(name for name in COSTS if name in costs and costs[name].notna().any())]
     rows = []
     for (engine, precision, batch), group in costs.groupby(["engine", "precision", "batch"], sort=False):
-        numbers = ["median_ms", "q1_ms", "q3_ms", "p99_ms", "images_per_second", "file_to_verdict_ms"]
         table = group.groupby("model", sort=False)[numbers].median()
         fastest = best(table["median_ms"].to_dict(), low_is_good=True, digits=1)
         for model, values in table.iterrows():
             of_model = group[group["model"] == model]
-            head = [Entry(str(engine)), Entry(str(precision)), Entry(str(batch))]
             if np.isnan(values["median_ms"]):
                 reason = next(iter(of_model["error"].dropna()), "not measured")
-                note = f"{engine}, {precision}, batch {batch}: {last_line(str(reason))}"
+                note = f"{engine} {precision}, batch {batch}: {last_line(str(reason))}"
                 rows.append(Row(str(model), note=note))
                 continue
             quartiles = f"{_number(values['q1_ms'], 1)} to {_number(values['q3_ms'], 1)}"
             entries = [
-                *head,
+                Entry(f"{engine} {precision}"),
+                Entry(str(batch)),
                 Entry(_number(values["median_ms"], 1), model in fastest),
                 Entry(quartiles),
                 *(Entry(_number(values[name], 1)) for name in numbers[3:]),
@@ -275,7 +281,7 @@ def latency(results: Results, data: str) -> Table | None:
         "Time for a batch in milliseconds (median, quartiles, 99th percentile), throughput, and the time from a file "
         "on the disk to a verdict." + (" Medians over categories." if several else "") + " Best of each group in bold."
     )
-    columns = ["model", "engine", "precision", "batch", "median", "quartiles", "p99", "images/s", "file to verdict"]
+    columns = ["model", "engine", "batch", "median", "quartiles", *(COSTS[name] for name in numbers[3:])]
     return Table(caption, columns, rows)
 
 
