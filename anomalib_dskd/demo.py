@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from anomalib_dskd.errors import DskdError
+from anomalib_dskd.shipped import find_config
 
 TEXTURES = ("brick", "grass", "gravel")
-CONFIG = Path("configs/demo.yaml")
+CONFIG = "demo.yaml"
 METRICS = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "pixel_AUPRO": "AUPRO"}
 
 
@@ -60,7 +61,7 @@ def _train(out: Path, category: str, training_steps: int | None, console: Consol
     results = out / "results" / category
     shutil.rmtree(results, ignore_errors=True)
     command = [
-        *[_anomalib(), "train", "--config", str(_config())],
+        *[_anomalib(), "train", "--config", str(find_config(CONFIG))],
         *["--data.root", str(out / "data"), "--data.category", category],
         *["--default_root_dir", str(results)],
         *["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", str(results)],
@@ -83,9 +84,3 @@ def _anomalib() -> str:
         msg = "The anomalib command was not found; is the environment's folder of scripts on the PATH?"
         raise DskdError(msg)
     return found
-
-
-def _config() -> Path:
-    """Return the configuration, from the wheel or beside a checkout's package."""
-    package = Path(__file__).parent
-    return next(path for path in (package / CONFIG, package.parent / CONFIG) if path.is_file())

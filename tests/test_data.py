@@ -255,8 +255,8 @@ def test_differnets_list(tiles, tmp_path):
     path.write_text("exp9_num_9.jpg")
     with pytest.raises(DataError, match=r"names 1 images that .*MT_Free/Imgs lacks, such as exp9_num_9\.jpg"):
         make_magnetic_tile_dataset(tiles, "differnet", path)
-    with pytest.raises(DskdError, match="needs train_list"):
-        MagneticTile(tiles, protocol="differnet")
+    with pytest.raises(DataError, match=r"There is no .*mtd_train_filenames\.txt"):
+        MagneticTile(tiles, protocol="differnet").prepare_data()
 
 
 def test_incomplete_tiles(tiles, tmp_path):

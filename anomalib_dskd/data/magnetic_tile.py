@@ -15,7 +15,7 @@ from anomalib.utils.path import resolve_dataset_root
 from sklearn.model_selection import GroupShuffleSplit
 from torchvision.transforms.v2 import Transform
 
-from anomalib_dskd.errors import DskdError, check_choice
+from anomalib_dskd.errors import check_choice
 from anomalib_dskd.registration import register
 
 from .errors import DataError
@@ -25,6 +25,7 @@ CLASSES = ("Free", "Blowhole", "Break", "Crack", "Fray", "Uneven")
 NORMAL = "Free"
 PROTOCOLS = ("tile_disjoint", "differnet")
 HALVES = ("all", "dev", "report")
+LIST = "mtd_train_filenames.txt"
 NAME = re.compile(r"exp(\d+)_num_(\d+)")
 NEW_TILE_JUMP = 250
 SOURCE = (
@@ -46,7 +47,8 @@ class MagneticTile(AnomalibDataModule):
         root: Folder of ``MT_Free``, ``MT_Blowhole``, ... as published, each with ``Imgs/*.jpg`` and its masks
             ``Imgs/*.png``. Defaults to ``"./datasets/MagneticTile"``.
         protocol: ``"tile_disjoint"`` or ``"differnet"``. Defaults to ``"tile_disjoint"``.
-        train_list: DifferNet's ``mtd_train_filenames.txt``, one file name a line, which ``differnet`` needs.
+        train_list: DifferNet's list of training images, one file name a line, which ``differnet`` needs. Defaults to
+            ``mtd_train_filenames.txt`` in the root.
         half: Of the test images, halved by tile, ``"dev"`` (for choices), ``"report"`` (for figures) or ``"all"``.
         train_batch_size: Training batch size. Defaults to ``32``.
         eval_batch_size: Validation and test batch size. Defaults to ``32``.
@@ -96,14 +98,8 @@ class MagneticTile(AnomalibDataModule):
         self.root = resolve_dataset_root(root, "MagneticTile")
         self.protocol = check_choice("protocol", protocol, PROTOCOLS)
         self.half = check_choice("half", half, HALVES)
-        self.train_list = train_list
+        self.train_list = self.root / LIST if train_list is None else Path(train_list)
         self.category = protocol if half == "all" else f"{protocol}_{half}"
-        if protocol == "differnet" and train_list is None:
-            msg = (
-                "protocol='differnet' needs train_list: mtd_train_filenames.txt of "
-                "https://github.com/marco-rudolph/differnet."
-            )
-            raise DskdError(msg)
 
     def prepare_data(self) -> None:
         """Check that the images are there; their source offers no archive to download.
@@ -116,6 +112,12 @@ class MagneticTile(AnomalibDataModule):
             msg = (
                 f"{self.root} has no {', '.join(absent)}. Get Magnetic Tile Defects from {SOURCE}, put its MT_* "
                 "folders there, or give their folder as root (--data.root)."
+            )
+            raise DataError(msg)
+        if self.protocol == "differnet" and not self.train_list.is_file():
+            msg = (
+                f"There is no {self.train_list}, the training images of protocol='differnet': {LIST} of "
+                "https://github.com/marco-rudolph/differnet. Put it there, or give it as train_list."
             )
             raise DataError(msg)
 

@@ -1,0 +1,122 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command ``anomalib-dskd benchmark``."""
+
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from anomalib_dskd.errors import DskdError
+
+from .config import DataConfig, ModelConfig, TeacherConfig, make_cells, read_config
+from .report import write_report
+from .runner import run_local
+from .store import is_finished, read_result, write_json
+
+INTERRUPTED = 130
+
+
+def benchmark(
+    out: Path,
+    models: list[dict[str, Any]],
+    data: list[dict[str, Any]],
+    teacher: TeacherConfig = TeacherConfig(),  # noqa: B008  # jsonargparse reads its defaults
+    image_size: tuple[int, int] = (256, 256),
+    seeds: list[int] = [0],  # noqa: B006
+    fractions: list[float] = [1.0],  # noqa: B006
+    hold_out: float = 0.1,
+    root: Path | None = None,
+    runner: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    ray_cpus: int = 2,
+    ray_gpus: float = 0.0,
+) -> None:
+    """Compare models of anomalib on the same data, split, input size, teacher weights and metrics.
+
+    Ready by name, with --config: demo (minutes), magnetic_tile, mvtec_ad, mvtec_3d_rgb, ablation. Any argument given
+    after it replaces the configuration's. A finished cell, one model on one category with one seed, is on disk at
+    once: the same command started again does what is missing. Its report is OUT/report.html.
+
+    Args:
+        out: Folder of the results.
+        models: Models, each with class_path and, as needed, init_args, name, epochs or steps, batch_size, and trainer
+            (further arguments of Lightning's trainer). An init_arg {grid: [a, b]} stands for each in turn.
+        data: Data sets, each with class_path and, as needed, init_args and name. A grid over category makes categories
+            of one data set, any other grid makes data sets.
+        teacher: Network and weights that all models get that can take them.
+        image_size: Height and width in pixels to which all images are resized.
+        seeds: Seeds; several give mean and spread.
+        fractions: Shares of the training images to train with; several give growth curves.
+        hold_out: Share of the normal training images that is kept out of training, for thresholds.
+        root: Folder of the data, in place of the configuration's; of one data set, or of several in one folder.
+        runner: "local" for this machine, "ray" for the nodes of a Ray cluster.
+        ray_address: Address of the cluster; by default Ray's own search.
+        ray_cpus: Cores a cell on the cluster.
+        ray_gpus: GPUs a cell on the cluster.
+
+    Raises:
+        DskdError: If something cannot be run as configured, or another benchmark is running in the folder.
+    """
+    console = Console()
+    data_configs = [read_config(DataConfig, config) for config in data]
+    if root is not None:
+        for config in data_configs:
+            config.init_args["root"] = str(root)
+    model_configs = [read_config(ModelConfig, config) for config in models]
+    cells = make_cells(data_configs, model_configs, teacher, image_size, seeds, fractions, hold_out)
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        msg = f"Another benchmark is running in {out}: wait for it, or give another folder."
+        raise DskdError(msg) from error
+    with lock:
+        missing = [cell for cell in cells if not is_finished(out, cell)]
+        console.print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished before; results in {out}")
+        _print_lengths(cells, console)
+        run = {"command": _command(), "started": _now()}
+        try:
+            if runner == "ray":
+                from .runner_ray import run_ray  # noqa: PLC0415  # ray is an extra
+
+                run_ray(missing, out, console, address=ray_address, cpus=ray_cpus, gpus=ray_gpus)
+            else:
+                run_local(missing, out, console)
+        except KeyboardInterrupt:
+            console.print("Interrupted. Finished cells are kept: the same command goes on from there.")
+            sys.exit(INTERRUPTED)
+        write_json(out / "run.json", {**run, "finished": _now()})
+        write_report(out, run["command"])
+    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    unfinished = [cell for cell in cells if not is_finished(out, cell)]
+    if unfinished:
+        reasons = [f"\n  {cell}: {(read_result(out / cell.folder) or {}).get('reason')}" for cell in unfinished]
+        msg = f"{len(unfinished)} of {len(cells)} cells failed; the same command tries them again:{''.join(reasons)}"
+        raise DskdError(msg)
+
+
+def _print_lengths(cells: list, console: Console) -> None:
+    shown = set()
+    for cell in cells:
+        model = cell.config["model"]
+        if cell.model in shown:
+            continue
+        shown.add(cell.model)
+        length = next((f"{model[unit]} {unit}" for unit in ("steps", "epochs") if model[unit]), "its own length")
+        console.print(f"  {cell.model}: {length}, batch size {model['batch_size']}", highlight=False)
+
+
+def _command() -> str:
+    return shlex.join(["anomalib-dskd", *sys.argv[1:]])
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

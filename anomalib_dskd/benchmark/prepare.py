@@ -1,0 +1,200 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Model and data of a cell: the same images, size, teacher and hold-out for all."""
+
+import inspect
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import anomalib.data
+import anomalib.models
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import ValSplitMode
+from anomalib.models import AnomalibModule
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.trainer.states import TrainerFn
+
+from anomalib_dskd.errors import DskdError
+from anomalib_dskd.local_weights import local_weights
+from anomalib_dskd.model.components import build_backbone
+from anomalib_dskd.model.lightning_model import Dskd
+from anomalib_dskd.model.teacher_weights import RANDOM
+
+from .config import Cell, class_name
+
+SPLIT_SEED = 0
+EVAL_BATCH_SIZE = 16
+
+
+@dataclass
+class PreparedModel:
+    """A model before its training.
+
+    Attributes:
+        model: The model.
+        obstacle: Why it does not have the teacher's weights; ``None`` where it does.
+    """
+
+    model: AnomalibModule
+    obstacle: str | None = None
+
+
+def prepare_data(cell: Cell) -> AnomalibDataModule:
+    """Set up a cell's data, of which no test image can reach training or validation.
+
+    Validation images are normal ones held out of training; which, and which share of the rest is trained on, depends
+    neither on the model nor on its seed.
+
+    Args:
+        cell: The cell.
+
+    Returns:
+        Data module that is set up.
+
+    Raises:
+        DskdError: If there is no such data module, or it has no such argument.
+        DataError: If images are absent.
+    """
+    spec = cell.config["data"]
+    cls = _find(spec["class_path"], anomalib.data, AnomalibDataModule)
+    init_args = {
+        "num_workers": 0,  # on the CPU workers cost more than they bring
+        **spec["init_args"],
+        "train_batch_size": cell.config["model"]["batch_size"],
+        "eval_batch_size": EVAL_BATCH_SIZE,
+    }
+    split = {
+        "val_split_mode": ValSplitMode.FROM_TRAIN.value,
+        "val_split_ratio": cell.config["hold_out"],
+        "seed": SPLIT_SEED,
+    }
+    accepted = inspect.signature(cls).parameters
+    init_args |= {name: value for name, value in split.items() if name in accepted}
+    data = cls(**_parse(cls, init_args))
+    data.prepare_data()
+    data.setup(TrainerFn.FITTING)
+    tested = set(data.test_data.samples.image_path)
+    if data.val_data.has_anomalous or tested & {*data.train_data.samples.image_path, *data.val_data.samples.image_path}:
+        msg = f"{class_name(spec['class_path'])} trains or validates on test images: give it another val_split_mode."
+        raise DskdError(msg)
+    if cell.fraction < 1:
+        number = max(1, round(cell.fraction * len(data.train_data)))
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(data.train_data))
+        data.train_data = data.train_data.subsample(sorted(order[:number].tolist()))
+    return data
+
+
+def prepare_model(cell: Cell) -> PreparedModel:
+    """Build a cell's model with the benchmark's teacher and input size.
+
+    A model that has an argument ``backbone`` gets the teacher's name and, where it asks timm for pre-trained weights,
+    the teacher's file; its layers, where it names those of a ResNet, become those of the same strides. Images are
+    resized and normalised alike for all models that take the teacher.
+
+    Args:
+        cell: The cell.
+
+    Returns:
+        The model; with random weights and its own backbone where it cannot take the teacher.
+
+    Raises:
+        DskdError: If there is no such model, it has no such argument, or the teacher's file does not fit.
+    """
+    spec, teacher = cell.config["model"], cell.config["teacher"]
+    image_size = tuple(cell.config["image_size"])
+    cls = _find(spec["class_path"], anomalib.models, AnomalibModule)
+    parameters = inspect.signature(cls).parameters
+    init_args = _parse(cls, spec["init_args"])
+    if "backbone" not in parameters:
+        reason = f"{cls.__name__} has no backbone to choose, it brings its own"
+        return _without_teacher(cls, init_args, image_size, reason)
+    backbone = spec["init_args"].get("backbone", teacher["backbone"])
+    with_teacher = {
+        **init_args,
+        "backbone": backbone,
+        "visualizer": False,
+        "pre_processor": Dskd.configure_pre_processor(image_size, backbone),
+    }
+    if "teacher_weights" in parameters:
+        with_teacher |= {"teacher_weights": teacher["weights"], "image_size": image_size}
+        return PreparedModel(cls(**with_teacher))
+    if "layers" in parameters and "layers" not in spec["init_args"]:
+        with_teacher["layers"] = _same_strides(parameters["layers"].default, backbone)
+    is_file = teacher["weights"] not in {None, RANDOM}
+    if teacher["weights"] == RANDOM and "pre_trained" in parameters:
+        with_teacher["pre_trained"] = False
+    with local_weights({backbone: teacher["weights"]} if is_file else {}) as filled:
+        try:
+            model = cls(**with_teacher)
+            _try(model, image_size)
+        except DskdError:
+            raise
+        except Exception as error:  # noqa: BLE001  # models say in many ways that they do not know a backbone
+            reason = f"{cls.__name__} cannot be built on {backbone}: {type(error).__name__}: {error}"
+            return _without_teacher(cls, init_args, image_size, reason)
+    if is_file and not filled:
+        return _without_teacher(cls, init_args, image_size, f"{cls.__name__} asked timm for no pre-trained weights")
+    return PreparedModel(model)
+
+
+def _without_teacher(
+    cls: type[AnomalibModule], init_args: dict[str, Any], image_size: tuple[int, int], reason: str
+) -> PreparedModel:
+    own = {"visualizer": False, "pre_processor": cls.configure_pre_processor(image_size=image_size), **init_args}
+    if "pre_trained" in inspect.signature(cls).parameters:
+        own["pre_trained"] = False
+    try:
+        return PreparedModel(cls(**own), obstacle=reason.splitlines()[0])
+    except Exception as error:
+        msg = f"{reason}; nor can it be built without: {type(error).__name__}: {error}"
+        raise DskdError(msg) from error
+
+
+def _try(model: AnomalibModule, image_size: tuple[int, int]) -> None:
+    """Send two images through a copy as in training: some models fit a backbone only in name."""
+    copy = deepcopy(model)
+    if hasattr(copy, "_setup"):
+        copy._setup()  # noqa: SLF001
+    with torch.no_grad():
+        copy.model.train()(torch.rand(2, 3, *image_size))
+
+
+def _same_strides(layers: list[str], backbone: str) -> list[str]:
+    """Translate the layers of a ResNet into those of a backbone at the same strides."""
+    info = build_backbone(backbone).feature_info
+    if set(layers) <= set(info.module_name()):
+        return list(layers)
+    names = dict(zip(info.reduction(), info.module_name(), strict=True))
+    strides = {f"layer{number}": 2 ** (number + 1) for number in range(1, 5)}
+    return [names[strides[layer]] for layer in layers if strides.get(layer) in names]
+
+
+def _find(class_path: str, package: Any, kind: type) -> Any:  # noqa: ANN401
+    """Import a class by its path, or by its name in one of anomalib's packages."""
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        cls = getattr(import_module(module_name) if module_name else package, name)
+    except (ImportError, AttributeError) as error:
+        msg = f"There is no {class_path}: {error}. Give a name in {package.__name__} or a full class path."
+        raise DskdError(msg) from error
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
+        msg = f"{class_path} is no {kind.__name__}."
+        raise DskdError(msg)
+    return cls
+
+
+def _parse(cls: type, init_args: dict[str, Any]) -> dict[str, Any]:
+    """Give arguments that come from a file the types that the class asks for, as anomalib's command does."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "init_args", instantiate=False, fail_untyped=False)
+    try:
+        parsed = parser.instantiate_classes(parser.parse_object({"init_args": init_args}))
+    except ArgumentError as error:
+        msg = f"{class_name(cls.__name__)}: {error}"
+        raise DskdError(msg) from error
+    return {name: value for name, value in parsed.init_args.as_dict().items() if name in init_args}

@@ -1,0 +1,128 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Run cells one after the other on this machine, each in a process of its own."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .config import Cell, slug
+from .observe import PROGRESS
+from .store import FAILED, finish, read_result, start, write_json
+
+POLL_SECONDS = 0.5
+SHOWN = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "AUPRO_30": "AUPRO"}
+
+Notify = Callable[[Cell, dict[str, Any]], None]
+
+
+def run_local(cells: Sequence[Cell], out: Path, console: Console) -> None:
+    """Run cells and show how far they are.
+
+    A process that dies, killed by the system for want of memory for instance, makes a failed cell; the others go on.
+
+    Args:
+        cells: Cells to run.
+        out: Folder of the benchmark.
+        console: Where to show progress.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        cells_done = progress.add_task("cells", total=len(cells))
+        for number, cell in enumerate(cells, start=1):
+            steps = progress.add_task(str(cell), total=None)
+            result = run_process(cell, out, partial(_show, progress, steps))
+            progress.remove_task(steps)
+            progress.advance(cells_done)
+            announce(cell, result, console, f"{number}/{len(cells)}")
+
+
+def run_process(cell: Cell, out: Path, watch: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+    """Run one cell in a process of its own; what it prints goes to ``out/logs``.
+
+    Args:
+        cell: The cell.
+        out: Folder of the benchmark.
+        watch: Called twice a second with what the cell says of its progress.
+
+    Returns:
+        The cell's result.
+    """
+    work = start(out, cell)
+    write_json(work / "task.json", asdict(cell))
+    log = out / "logs" / f"{slug('-'.join(cell.folder.parts[1:]))}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "anomalib_dskd.benchmark.cell", str(out), str(work)]
+    with log.open("wb") as printed:
+        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)  # noqa: S603
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                watch(_read(work / PROGRESS))
+        finally:
+            process.kill()
+            process.wait()
+    result = read_result(out / cell.folder)
+    if result is None or result["digest"] != cell.digest:
+        reason = f"its process ended with status {process.returncode} and left no result; {log} has what it printed"
+        result = {"status": FAILED, "reason": reason}
+        finish(out, cell, result)
+    return result
+
+
+def announce(cell: Cell, result: dict[str, Any], console: Console, number: str) -> None:
+    """Print what became of a cell."""
+    if result["status"] == FAILED:
+        console.print(f"[red]{number} {cell}: failed: {result['reason']}", soft_wrap=True, highlight=False)
+    elif result.get("metrics"):
+        figures = ", ".join(
+            f"{label} {result['metrics'][name]:.3f}" for name, label in SHOWN.items() if name in result["metrics"]
+        )
+        training = result["training"]
+        length = f"{training['steps']} steps, {training['seconds'] / 60:.1f} min"
+        doubt = ", not converged" if result.get("converged") is False else ""
+        console.print(f"{number} {cell}: {figures} ({length}{doubt})", soft_wrap=True, highlight=False)
+    else:
+        console.print(f"[yellow]{number} {cell}: {result['reason']}", soft_wrap=True, highlight=False)
+
+
+def _show(progress: Progress, task: TaskID, state: dict[str, Any]) -> None:
+    if "step" in state:
+        progress.update(task, completed=state["step"], total=state["steps"])
+    description = progress.tasks[progress.task_ids.index(task)].description.split(" | ")[0]
+    stage = state.get("stage", "starting")
+    epoch = f" epoch {state['epoch']}" if "epoch" in state else ""
+    progress.update(task, description=f"{description} | {stage}{epoch}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
