@@ -3,6 +3,7 @@
 
 """The benchmark's metrics, against scikit-learn, anomalib and brute force."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -254,6 +255,27 @@ def test_binned_is_within_its_error_bounds(change, bins, seed):
     assert max(len(counts.keys) for counts in vars(binned).values() if hasattr(counts, "keys")) <= bins
     if bins == 5000:
         assert max(bounds.values()) < 0.02
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.4])
+def test_bounds_hold_for_every_order_within_bins(limit):
+    bins = np.array([2, 2, 2, 1, 1, 1, 0])
+    labels = np.array([0, 1, 0, 1, 1, 0, 0], dtype=bool)
+    binned = RankCurve.of(bins, labels)
+    orders = [RankCurve.of(bins + np.array(order) / 3, labels) for order in itertools.product(range(3), repeat=7)]
+    areas, precisions, f1 = np.array([(c.area(limit), c.average_precision(), c.f1_max()) for c in orders]).T
+    assert [min(areas), max(areas)] == pytest.approx(np.array(binned.area_bounds(limit)))
+    assert [min(f1), max(f1)] == pytest.approx(np.array([binned.f1_max(), binned.f1_max_bound()]))
+    low, high = binned.average_precision_bounds()
+    assert low <= min(precisions) <= max(precisions) <= high
+    assert low > min(precisions) - 0.15
+    assert high < max(precisions) + 0.15
+
+
+def test_zeros_of_both_signs_are_equal():
+    masks = np.zeros((2, 4, 4), dtype=bool)
+    masks[1, 1:3, 1:3] = True
+    assert measure(np.where(masks, 0.0, -0.0), masks).compute()["pixel_AUROC"] == 0.5
 
 
 def test_few_different_values_stay_exact_for_any_number_of_pixels():

@@ -26,7 +26,7 @@ def paired_bootstrap(
     """Bootstrap the difference of a metric between two models.
 
     Each round draws images with replacement, as many normal and as many anomalous ones as there are, and scores both
-    models on them (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 16). It tells how
+    models on them (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). It tells how
     the difference varies with the test images, not with the seed of training.
 
     Args:
