@@ -4,11 +4,13 @@
 """Run one cell: train a model, test it, write what was measured. Also a process of its own, started by a runner."""
 
 import json
+import os
 import shutil
 import sys
 import time
 import traceback
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -128,6 +130,7 @@ def _length(cell: Cell) -> dict[str, Any]:
 
 def main() -> int:
     """Run the cell of ``work/task.json``; whatever goes wrong becomes its result."""
+    Thread(target=_end_with_runner, daemon=True).start()
     out, work = Path(sys.argv[1]), Path(sys.argv[2])
     cell = Cell(**json.loads((work / "task.json").read_text(encoding="utf-8")))
     try:
@@ -137,6 +140,11 @@ def main() -> int:
         finish(out, cell, {"status": FAILED, "reason": f"{type(error).__name__}: {error}"})
         return 1
     return 0
+
+
+def _end_with_runner() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,9 @@ def benchmark(
         except KeyboardInterrupt:
             console.print("Interrupted. Finished cells are kept: the same command goes on from there.")
             sys.exit(INTERRUPTED)
+        except OSError as error:
+            msg = f"Results cannot be written: {error}. Finished cells are kept: the same command goes on from there."
+            raise DskdError(msg) from error
         write_json(out / "run.json", {**run, "finished": _now()})
         write_report(out, run["command"])
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)

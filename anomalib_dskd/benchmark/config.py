@@ -12,8 +12,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
-
 from anomalib_dskd.errors import DskdError
 
 SCHEMA = 1
@@ -241,9 +239,9 @@ def _expand_models(configs: Sequence[ModelConfig]) -> Iterator[tuple[str, dict[s
 def _expand(init_args: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield arguments for each combination of the grids, and the arguments that the grids vary."""
     varied = [name for name, value in init_args.items() if isinstance(value, dict) and set(value) == {"grid"}]
-    grids = {name: init_args[name] for name in varied}
-    for combination in get_iterator_from_grid_dict(grids) if grids else [{}]:
-        yield {**init_args, **combination}, dict(combination)
+    for values in product(*(init_args[name]["grid"] for name in varied)):
+        combination = dict(zip(varied, values, strict=True))
+        yield {**init_args, **combination}, combination
 
 
 def class_name(class_path: str) -> str:

@@ -14,9 +14,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.nn import functional as F  # noqa: N812
 
 from .pixel_metrics import PixelMetrics
-from .store import write_json
+from .store import PROGRESS, write_json
 
-PROGRESS = "progress.json"
 GALLERY_SIDE = 96
 TENTH = 10
 STILL_IMPROVING = 0.02

@@ -158,8 +158,6 @@ def _without_teacher(
 def _try(model: AnomalibModule, image_size: tuple[int, int]) -> None:
     """Send two images through a copy as in training: some models fit a backbone only in name."""
     copy = deepcopy(model)
-    if hasattr(copy, "_setup"):
-        copy._setup()  # noqa: SLF001
     with torch.no_grad():
         copy.model.train()(torch.rand(2, 3, *image_size))
 

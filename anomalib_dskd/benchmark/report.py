@@ -10,6 +10,7 @@ import pandas as pd
 
 from anomalib_dskd.errors import DskdError
 
+from .bootstrap import paired_bootstrap
 from .report_cells import Results, read_results
 from .report_difference import Bootstrap
 from .report_document import Block, Entry, Listing, Row, Section, Table, Text, render
@@ -54,8 +55,6 @@ def write_report(out: Path, command: str) -> None:
     results.cells.drop(columns=["config", "folder"]).assign(
         folder=[folder.relative_to(out).as_posix() for folder in results.cells["folder"]]
     ).to_csv(out / "results.csv", index=False)
-    from .bootstrap import paired_bootstrap  # noqa: PLC0415
-
     sections = _sections(results, command, out / "figures", paired_bootstrap)
     for name in ("report.md", "report.html"):
         (out / name).write_text(render(name, TITLE, sections, out), encoding="utf-8")

@@ -26,8 +26,7 @@ from rich.progress import (
 )
 
 from .config import Cell, slug
-from .observe import PROGRESS
-from .store import FAILED, finish, read_result, start, write_json
+from .store import FAILED, PROGRESS, finish, read_result, start, write_json
 
 POLL_SECONDS = 0.5
 SHOWN = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "AUPRO_30": "AUPRO"}
@@ -80,7 +79,10 @@ def run_process(cell: Cell, out: Path, watch: Callable[[dict[str, Any]], None] =
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "anomalib_dskd.benchmark.cell", str(out), str(work)]
     with log.open("wb") as printed:
-        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)  # noqa: S603
+        # its standard input closes when this process dies, however it does, and so it ends too
+        process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=printed, stderr=subprocess.STDOUT
+        )
         try:
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)

@@ -13,6 +13,7 @@ from typing import Any
 from .config import SCHEMA, Cell
 
 RESULT = "cell.json"
+PROGRESS = "progress.json"
 FAILED = "failed"
 
 

@@ -1,0 +1,280 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The benchmark: cells, fairness, and what survives an interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from filelock import FileLock
+from sklearn.metrics import roc_auc_score
+
+from anomalib_dskd.benchmark.config import DataConfig, ModelConfig, TeacherConfig, make_cells, read_config
+from anomalib_dskd.benchmark.prepare import prepare_data, prepare_model
+from anomalib_dskd.benchmark.store import finish, is_finished, read_result, start
+from anomalib_dskd.errors import DskdError
+
+COMMAND = Path(sys.executable).with_name("anomalib-dskd")
+LITE0 = TeacherConfig("tf_efficientnet_lite0", "efficientnet_lite0")
+SMALL = {
+    "image_size": [64, 64],
+    "teacher": {"backbone": "tf_efficientnet_lite0", "weights": "efficientnet_lite0"},
+    "data": [{"class_path": "DemoTextures", "init_args": {"category": {"grid": ["brick"]}}}],
+}
+MODELS = [
+    {"class_path": "Dskd", "steps": 3, "batch_size": 8},
+    {"class_path": "Stfpm", "steps": 3, "batch_size": 8},
+    {"class_path": "Patchcore", "init_args": {"coreset_sampling_ratio": 0.01}},
+    {"class_path": "Padim", "init_args": {"n_features": 20}},
+    {"class_path": "ReverseDistillation"},
+]
+
+
+def cells_of(data, models, **kwargs):
+    arguments = {"teacher": LITE0, "image_size": (64, 64), "seeds": [0], "fractions": [1.0], "hold_out": 0.2, **kwargs}
+    return make_cells([DataConfig(**d) for d in data], [ModelConfig(**m) for m in models], **arguments)
+
+
+def start_benchmark(folder: Path, out: Path, **changes) -> subprocess.Popen:
+    config = folder / f"{out.name}.yaml"
+    config.write_text(yaml.safe_dump({**SMALL, **changes}))
+    command = [COMMAND, "benchmark", "--config", config, "--out", out, "--root", folder / "data"]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Five models on one category of the demo textures, in small; what was printed, and the folder."""
+    folder = tmp_path_factory.mktemp("small")
+    process = start_benchmark(folder, folder / "out", models=MODELS)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    return printed, folder / "out"
+
+
+def test_every_model_and_its_figures(small):
+    printed, out = small
+    table = pd.read_csv(out / "results.csv").set_index("model")
+    assert list(table.index) == ["Dskd", "Padim", "Patchcore", "ReverseDistillation", "Stfpm"]
+    assert (table.status == ["done", "done", "done", "no_teacher", "done"]).all()
+    assert table.image_AUROC.isna().tolist() == [False, False, False, True, False]
+    assert "Decoder with architecture tf_efficientnet_lite0 not supported" in printed
+    assert "Stfpm: 3 steps, batch size 8" in printed
+    page = (out / "report.html").read_text()
+    assert all(model in page for model in table.index)
+    for model in ("Dskd", "Stfpm", "Patchcore", "Padim"):
+        cell = out / "cells/DemoTextures/brick" / model / "seed0"
+        scores = pd.read_csv(cell / "scores.csv")
+        result = read_result(cell)
+        assert result["metrics"]["image_AUROC"] == pytest.approx(roc_auc_score(scores.label, scores.score), abs=1e-6)
+        assert result["training"]["peak_memory_mib"] > 1
+        assert result["anomalib_metrics"]["image_AUROC"] == pytest.approx(result["metrics"]["image_AUROC"], abs=0.3)
+        assert set(scores["class"]) > {"good"}
+        assert len(np.load(cell / "maps.npz", allow_pickle=False)["maps"]) == len(scores)
+        assert not (cell / "scratch").exists()
+
+
+def test_scores_are_raw(small):
+    """anomalib clamps Patchcore's normalised scores to [0, 1]; ours are distances."""
+    scores = pd.read_csv(small[1] / "cells/DemoTextures/brick/Patchcore/seed0/scores.csv").score
+    assert scores.max() > 1.5
+    assert scores.nunique() == len(scores)
+
+
+def test_finished_cells_are_not_run_again_and_changed_ones_are(small):
+    _, out = small
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("cell.json")}
+    models = [*MODELS[:3], {**MODELS[3], "init_args": {"n_features": 21}}, MODELS[4]]
+    process = start_benchmark(out.parent, out, models=models)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert "5 cells, 4 of them finished before" in printed
+    changed = {path.parts[-3] for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"Padim"}
+
+
+def test_killed_interrupted_and_failing(tmp_path):
+    """SIGKILL, SIGINT, then to the end; a cell that fails is reported, the others stand, the exit code says so."""
+    out = tmp_path / "out"
+    cells = out / "cells/DemoTextures/brick"
+    broken = {"name": "broken", "class_path": "Padim", "init_args": {"n_features": 10**6}}
+    models = [MODELS[3], broken, {**MODELS[3], "name": "other"}]
+
+    def signal_when(path: Path, number: int) -> tuple[int, str]:
+        process = start_benchmark(tmp_path, out, models=models)
+        deadline = time.monotonic() + 300
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=60)
+        return process.returncode, printed
+
+    code, _ = signal_when(cells / "broken/seed0.partial/task.json", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    written = (cells / "Padim/seed0/cell.json").stat().st_mtime_ns
+    assert not (cells / "broken/seed0").exists()
+    code, printed = signal_when(cells / "other/seed0.partial/task.json", signal.SIGINT)
+    assert code == 130, printed
+    assert "3 cells, 1 of them finished before" in printed
+    assert "Interrupted. Finished cells are kept" in printed
+    assert not (cells / "other/seed0").exists()
+
+    printed, _ = (process := start_benchmark(tmp_path, out, models=models)).communicate(timeout=600)
+    assert process.returncode == 1, printed
+    assert "1 of 3 cells failed" in printed
+    assert "n_features" in printed
+    assert "Traceback" not in printed
+    assert (cells / "Padim/seed0/cell.json").stat().st_mtime_ns == written
+    assert not list(out.rglob("*.partial"))
+    assert pd.read_csv(out / "results.csv").set_index("model").status.to_dict() == {
+        "Padim": "done",
+        "broken": "failed",
+        "other": "done",
+    }
+
+
+def test_one_benchmark_a_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out/.lock"):
+        printed, _ = (process := start_benchmark(tmp_path, tmp_path / "out", models=MODELS)).communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Another benchmark is running in" in printed
+
+
+def test_half_written_cells_do_not_count(tmp_path):
+    (cell,) = cells_of(SMALL["data"], MODELS[:1])
+    work = start(tmp_path, cell)
+    (work / "scores.csv").write_text("path,label")
+    assert not is_finished(tmp_path, cell)
+    work = start(tmp_path, cell)
+    assert list(work.iterdir()) == []
+    finish(tmp_path, cell, {"status": "done"})
+    assert is_finished(tmp_path, cell)
+    (tmp_path / cell.folder / "cell.json").write_text('{"digest": "')
+    assert not is_finished(tmp_path, cell)
+    start(tmp_path, cell)
+    finish(tmp_path, cell, {"status": "failed"})
+    assert not is_finished(tmp_path, cell)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"mounting is not allowed here: {mounted.stderr.decode()}")
+    try:
+        (cell,) = cells_of(SMALL["data"], MODELS[:1])
+        (start(disk, cell) / "scores.csv").write_text("path,label\n")
+        (disk / "filler").write_bytes(bytes(2**16 - 20 * 1024))
+        with pytest.raises(OSError, match="No space left"):
+            finish(disk, cell, {"status": "done", "metrics": "x" * 2**16})
+        assert not is_finished(disk, cell)
+        assert not (disk / cell.folder).exists()
+        (disk / "filler").unlink()
+        start(disk, cell)
+        finish(disk, cell, {"status": "done"})
+        assert is_finished(disk, cell)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_grids_names_and_recipes():
+    data = [
+        {"class_path": "MVTec", "init_args": {"category": {"grid": ["a", "b"]}}},
+        {"class_path": "MagneticTile", "init_args": {"protocol": {"grid": ["tile_disjoint", "differnet"]}}},
+    ]
+    models = [
+        {"class_path": "anomalib.models.Stfpm"},
+        {"name": "D", "class_path": "Dskd", "init_args": {"students": {"grid": ["both", "encoder"]}}, "epochs": 3},
+    ]
+    cells = cells_of(data, models, seeds=[0, 1], fractions=[0.5, 1.0])
+    assert len(cells) == 4 * 3 * 2 * 2
+    assert len({cell.folder for cell in cells}) == len({cell.digest for cell in cells}) == len(cells)
+    assert [cell.fraction for cell in cells] == [1.0] * 24 + [0.5] * 24
+    assert {(cell.data, cell.category) for cell in cells} == {
+        ("MVTec", "a"),
+        ("MVTec", "b"),
+        ("MagneticTile tile_disjoint", "all"),
+        ("MagneticTile differnet", "all"),
+    }
+    assert {cell.model for cell in cells} == {"Stfpm", "D students=both", "D students=encoder"}
+    lengths = {
+        (c.config["model"]["class_path"], c.config["model"]["epochs"], c.config["model"]["batch_size"]) for c in cells
+    }
+    assert lengths == {("anomalib.models.Stfpm", 100, 32), ("Dskd", 3, 32)}
+    assert cells[0].config["data"]["init_args"] == {"category": "a"}
+
+
+def test_configurations_that_cannot_be_run():
+    with pytest.raises(DskdError, match="Two cells are called 'Dskd on"):
+        cells_of(SMALL["data"], [MODELS[0], {**MODELS[0], "steps": 4}])
+    with pytest.raises(DskdError, match="Nothing to run"):
+        cells_of(SMALL["data"], [])
+    with pytest.raises(DskdError, match=r"fractions=\[0\]"):
+        cells_of(SMALL["data"], MODELS, fractions=[0])
+    with pytest.raises(DskdError, match=r"unexpected keyword argument 'epoch'. Its keys are class_path,"):
+        read_config(ModelConfig, {"class_path": "Dskd", "epoch": 1})
+    (cell,) = cells_of(SMALL["data"], [{"class_path": "Dskt"}])
+    with pytest.raises(DskdError, match="There is no Dskt"):
+        prepare_model(cell)
+    (cell,) = cells_of(SMALL["data"], [{"class_path": "Padim", "init_args": {"feature": 1}}])
+    with pytest.raises(DskdError, match="does not accept"):
+        prepare_model(cell)
+
+
+def test_no_test_image_before_the_test(mvtec_root):
+    """Whatever the configuration says: anomalib's own default would validate on the test images."""
+    init_args = {"root": str(mvtec_root), "category": "stripes", "val_split_mode": "same_as_test"}
+    model = [{"class_path": "Padim", "init_args": {"n_features": 20}}]
+    whole, half = (
+        prepare_data(cells_of([{"class_path": "MVTec", "init_args": init_args}], model, fractions=[f])[0])
+        for f in (1.0, 0.5)
+    )
+    tested = set(whole.test_data.samples.image_path)
+    trained, held_out = set(whole.train_data.samples.image_path), set(whole.val_data.samples.image_path)
+    assert held_out
+    assert not tested & (trained | held_out)
+    assert not trained & held_out
+    assert not whole.val_data.has_anomalous
+    assert set(half.val_data.samples.image_path) == held_out
+    assert len(half.train_data) == round(len(trained) / 2)
+    assert set(half.train_data.samples.image_path) < trained
+
+
+def test_same_input_for_every_model():
+    transforms = {
+        str(prepare_model(cell).model.pre_processor.transform) for cell in cells_of(SMALL["data"], MODELS[:4])
+    }
+    assert len(transforms) == 1
+    assert "size=[64, 64]" in transforms.pop()
+
+
+def test_models_that_cannot_take_the_teacher():
+    for class_path, reason in (
+        ("ReverseDistillation", "Decoder with architecture tf_efficientnet_lite0 not supported"),
+        ("EfficientAd", "has no backbone to choose"),
+        ("Fastflow", "Backbone tf_efficientnet_lite0 is not supported"),
+    ):
+        (cell,) = cells_of(SMALL["data"], [{"class_path": class_path}])
+        assert reason in prepare_model(cell).obstacle
+
+
+def test_a_result_says_how_it_was_made(small):
+    result = json.loads((small[1] / "cells/DemoTextures/brick/Stfpm/seed0/cell.json").read_text())
+    assert result["cell"] == {"data": "DemoTextures", "category": "brick", "model": "Stfpm", "fraction": 1.0, "seed": 0}
+    assert result["config"]["model"]["steps"] == result["training"]["steps"] == 3
+    assert result["converged"] is None
+    assert result["metric_errors"]["pixel_AUROC"] == 0
