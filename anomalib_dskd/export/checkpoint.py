@@ -1,0 +1,28 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Load a checkpoint for export."""
+
+import pickle
+from pathlib import Path
+
+from anomalib_dskd.errors import DskdError
+from anomalib_dskd.model import Dskd
+
+
+def load_checkpoint(ckpt: Path) -> Dskd:
+    """Load a trained model onto the CPU; nothing but weights and plain data is read from the file.
+
+    Args:
+        ckpt: Checkpoint that anomalib wrote.
+
+    Raises:
+        DskdError: If the file is missing, damaged, or another model's.
+    """
+    try:
+        return Dskd.load_from_checkpoint(ckpt, map_location="cpu").eval()
+    except FileNotFoundError:
+        msg = f"{ckpt} does not exist: give the model.ckpt of a training, as in results/Dskd/.../model.ckpt."
+    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        msg = f"{ckpt} is no checkpoint of Dskd, or damaged: {str(error).splitlines()[0]}"
+    raise DskdError(msg)

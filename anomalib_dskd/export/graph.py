@@ -1,0 +1,88 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The graph of a bundle: from decoded images to raw scores and maps."""
+
+import logging
+import warnings
+
+import openvino as ov
+import torch
+from torch import nn
+from torchvision.transforms.v2.functional import to_dtype
+
+from anomalib_dskd.errors import DskdError
+from anomalib_dskd.model import Dskd
+
+
+class DecisionGraph(nn.Module):
+    """All that happens between decoding and comparing with the threshold, as in training and testing.
+
+    anomalib's own exports resize without antialiasing, unlike its training; here the transform of training is used.
+
+    Args:
+        model: Trained model.
+
+    Raises:
+        DskdError: If the model has no pre-processor, so that images of any size would go into the network.
+    """
+
+    def __init__(self, model: Dskd) -> None:
+        super().__init__()
+        if model.pre_processor is None or model.pre_processor.transform is None:
+            msg = "The model has no pre-processor, so it does not resize images: train it with the default one."
+            raise DskdError(msg)
+        self.transform = model.pre_processor.transform
+        self.model = model.model
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Judge images.
+
+        Args:
+            images: RGB images as they were decoded, ``(B, H, W, 3)`` in ``uint8``, of any size.
+
+        Returns:
+            ``score`` of shape ``(B,)``; ``map``, ``encoder_map`` and ``decoder_map``, those that the model has, of
+            shape ``(B, h, w)``; all raw.
+        """
+        resized = self.transform(to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True))
+        distances, size = self.model.distances(resized), resized.shape[-2:]
+        predicted = self.model.predict(distances, size)
+        maps = {f"{student}_map": each for student, each in self.model.student_maps(distances, size).items()}
+        return {
+            "score": predicted.pred_score,
+            **{name: each.squeeze(1) for name, each in {"map": predicted.anomaly_map, **maps}.items()},
+        }
+
+
+def convert(model: Dskd) -> ov.Model:
+    """Convert a trained model to an OpenVINO graph of images of any size and number.
+
+    Args:
+        model: Trained model on the CPU.
+
+    Returns:
+        Graph with input ``images`` and the outputs of :class:`DecisionGraph`.
+
+    Raises:
+        DskdError: If the model's transform does not resize all images to one size.
+    """
+    graph = DecisionGraph(model).eval()
+    # no side of the network's input has these lengths; a resize to the same size would leave no trace
+    example = torch.zeros(2, 331, 517, 3, dtype=torch.uint8)
+    noisy = logging.getLogger("nncf")
+    level = noisy.level
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        noisy.setLevel(logging.ERROR)
+        converted = ov.convert_model(graph, example_input=example)  # by way of ONNX antialiasing would be lost
+        noisy.setLevel(level)
+        sizes = {
+            tuple(graph(torch.zeros(1, *size, 3, dtype=torch.uint8))["map"].shape) for size in ((90, 70), (70, 90))
+        }
+    converted.reshape({0: ov.PartialShape([-1, -1, -1, 3])})
+    shape = converted.output("map").partial_shape
+    if len(sizes) > 1 or shape[1].is_dynamic or shape[2].is_dynamic:
+        msg = "The pre-processor's transform does not resize all images to one size, which a bundle needs."
+        raise DskdError(msg)
+    return converted

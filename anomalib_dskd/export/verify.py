@@ -1,0 +1,188 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Show that a bundle decides as its checkpoint does."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.data.utils import read_image
+from rich.progress import track
+
+from anomalib_dskd import inspector
+from anomalib_dskd.data.check import check_images
+from anomalib_dskd.errors import DskdError
+from anomalib_dskd.model import Dskd
+
+from .checkpoint import load_checkpoint
+
+TOLERANCE = 1e-4
+THRESHOLDS = 100
+MAX_PIXELS = 64_000_000
+DRAWN_SIZES = ((96, 80), (300, 1000), (720, 540))
+WORTH_A_BAR = 50
+
+
+@dataclass
+class Comparison:
+    """A bundle's scores and maps beside its checkpoint's.
+
+    Attributes:
+        threshold: Raw threshold of the bundle.
+        names: Images.
+        expected: The checkpoint's raw scores.
+        found: The bundle's raw scores.
+        map_difference: Largest difference of a pixel of a map, relative to that map's highest pixel.
+    """
+
+    threshold: float
+    names: list[str] = field(default_factory=list)
+    expected: list[float] = field(default_factory=list)
+    found: list[float] = field(default_factory=list)
+    map_difference: float = 0.0
+
+    @property
+    def score_difference(self) -> float:
+        """Largest difference of a score, relative to the checkpoint's."""
+        expected, found = np.array(self.expected), np.array(self.found)
+        return float(np.max(np.abs(found - expected) / np.maximum(expected, np.finfo(np.float32).tiny), initial=0))
+
+    def flips_at(self, threshold: float) -> np.ndarray:
+        """Return which verdicts differ at a threshold, ``(n,)``, but for scores within 1e-4 of it, relatively."""
+        expected, found = np.array(self.expected), np.array(self.found)
+        near = np.abs(expected - threshold) <= TOLERANCE * threshold
+        return ((expected > threshold) != (found > threshold)) & ~near
+
+    @property
+    def flips(self) -> list[int]:
+        """Indices of the images whose verdict differs at the bundle's threshold."""
+        return np.flatnonzero(self.flips_at(self.threshold)).tolist()
+
+    @property
+    def flips_across(self) -> int:
+        """Number of differing verdicts at 100 thresholds, evenly spaced across the checkpoint's scores."""
+        if not self.expected:
+            return 0
+        return sum(
+            int(self.flips_at(threshold).sum())
+            for threshold in np.linspace(min(self.expected), max(self.expected), THRESHOLDS)
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``metadata.json`` says of the comparison."""
+        return {
+            "images": len(self.names),
+            "largest_score_difference": self.score_difference,
+            "largest_map_difference": self.map_difference,
+            "flips": len(self.flips),
+            f"flips_at_{THRESHOLDS}_thresholds": self.flips_across,
+        }
+
+    def report(self) -> str:
+        """Return the summary and every flip as text."""
+        lines = [
+            f"{len(self.names)} images: largest relative difference {self.score_difference:.1e} of a score, "
+            f"{self.map_difference:.1e} of a map; {len(self.flips)} verdicts flipped at the threshold "
+            f"{self.threshold:.6g}, {self.flips_across} at {THRESHOLDS} thresholds across the scores."
+        ]
+        for index in self.flips:
+            verdicts = [inspector.NG if scores[index] > self.threshold else inspector.OK for scores in self._scores]
+            lines.append(
+                f"  flipped from {verdicts[0]} to {verdicts[1]}: {self.expected[index]:.6g} to {self.found[index]:.6g}"
+                f"  {self.names[index]}"
+            )
+        return "\n".join(lines)
+
+    @property
+    def _scores(self) -> tuple[list[float], list[float]]:
+        return self.expected, self.found
+
+
+Pair = tuple[str, torch.Tensor, np.ndarray]
+
+
+def compare(model: Dskd, bundle: Path, pairs: Iterable[Pair]) -> Comparison:
+    """Compare a bundle, run as the inspector does, with the model that it was exported from.
+
+    Args:
+        model: Trained model.
+        bundle: Folder of the bundle.
+        pairs: For each image its name, the image ``(3, H, W)`` in [0, 1] as anomalib reads it, and ``(H, W, 3)`` in
+            ``uint8`` as the inspector does.
+    """
+    opened = inspector.Bundle.open(bundle)
+    exported = inspector.Model(opened, throughput=False)
+    comparison = Comparison(opened.threshold)
+    model.eval()
+    for name, image, decoded in pairs:
+        with torch.no_grad():
+            resized = model.pre_processor.transform(image[None].to(model.device))
+            predicted = model.model.predict(model.model.distances(resized), resized.shape[-2:])
+        expected = predicted.anomaly_map.squeeze().cpu().numpy()
+        found = exported(decoded)
+        difference = np.abs(found["map"] - expected).max() / max(expected.max(), np.finfo(np.float32).tiny)
+        comparison.map_difference = max(comparison.map_difference, float(difference))
+        comparison.names.append(name)
+        comparison.expected.append(float(predicted.pred_score))
+        comparison.found.append(float(found["score"]))
+    return comparison
+
+
+def drawn_pairs(size: tuple[int, int] | None) -> Iterator[Pair]:
+    """Yield noisy pictures, which show a wrong resize best, of several sizes or the one the bundle takes.
+
+    Args:
+        size: Width and height of the images that the bundle takes, if they are fixed.
+    """
+    generator = np.random.default_rng(0)
+    for height, width in ((size[1], size[0]),) if size else DRAWN_SIZES:
+        drawn = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        yield f"drawn {width}x{height}", torch.from_numpy(drawn).permute(2, 0, 1) / 255, drawn
+
+
+def image_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
+    """Yield images as anomalib reads them and as the inspector does."""
+    for path in track(paths, "Verifying", transient=True, disable=len(paths) < WORTH_A_BAR):
+        yield str(path), read_image(path, as_tensor=True), inspector.decode(path.read_bytes(), MAX_PIXELS)
+
+
+def find_images(folder: Path | None) -> list[Path]:
+    """List the images of a folder and those below it, or one image; none of ``None``.
+
+    Raises:
+        DskdError: If there are none, or one of them cannot be used.
+    """
+    if folder is None:
+        return []
+    found = inspector.list_images(folder, None)
+    if not found:
+        msg = f"{folder} has no images."
+        raise DskdError(msg)
+    check_images(found)
+    return found
+
+
+def verify(ckpt: Path, bundle: Path, images: Path, max_flips: int = 0) -> None:
+    """Compare the verdicts of a bundle with its checkpoint's.
+
+    Args:
+        ckpt: Checkpoint that the bundle was exported from.
+        bundle: Folder of the bundle.
+        images: Folder of images, good ones and bad ones.
+        max_flips: Flipped verdicts to put up with.
+
+    Raises:
+        DskdError: If more verdicts are flipped.
+    """
+    try:
+        comparison = compare(load_checkpoint(ckpt), bundle, image_pairs(find_images(images)))
+    except inspector.BundleError as error:
+        raise DskdError(str(error)) from None
+    print(comparison.report())  # noqa: T201
+    if len(comparison.flips) > max_flips:
+        msg = f"{len(comparison.flips)} verdicts are flipped, more than max_flips={max_flips}."
+        raise DskdError(msg)
