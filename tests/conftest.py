@@ -102,3 +102,29 @@ def run(
 def anomalib(*arguments: object, **kwargs) -> subprocess.CompletedProcess:
     """Run the stock anomalib script; keyword arguments as in :func:`run`."""
     return run([Path(sys.executable).with_name("anomalib"), *arguments], **kwargs)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory, mvtec_root) -> Path:
+    """A small Dskd, trained for a few steps, with thresholds of the best F1."""
+    from anomalib.data import MVTecAD  # noqa: PLC0415 - takes seconds, and not all tests need it
+    from anomalib.engine import Engine  # noqa: PLC0415
+
+    from anomalib_dskd import Dskd  # noqa: PLC0415
+
+    engine = Engine(
+        default_root_dir=tmp_path_factory.mktemp("small"), accelerator="cpu", enable_progress_bar=False, logger=False
+    )
+    model = Dskd(teacher_weights="random", layers=["layer1", "layer2"], image_size=(64, 96), training_steps=6)
+    engine.fit(model, datamodule=MVTecAD(mvtec_root, "stripes", num_workers=0, train_batch_size=4))
+    return Path(engine.best_model_path)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory, small_checkpoint) -> Path:
+    """Its bundle, in f32, for images of any size."""
+    from anomalib_dskd.export import export  # noqa: PLC0415
+
+    bundle = tmp_path_factory.mktemp("bundle") / "stripes"
+    export(small_checkpoint, bundle)
+    return bundle

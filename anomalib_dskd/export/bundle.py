@@ -98,9 +98,7 @@ def raw_thresholds(model: Dskd) -> dict[str, float]:
             raise DskdError(msg)
         sensitivity = float(getattr(processor, f"{name}_sensitivity"))
         thresholds[name] = threshold
-        thresholds[f"{name}_verdict"] = (
-            threshold if sensitivity == 0.5 else threshold * math.sqrt(1 / sensitivity - 1)  # noqa: PLR2004
-        )
+        thresholds[f"{name}_verdict"] = threshold * math.sqrt(1 / sensitivity - 1)
     return thresholds
 
 

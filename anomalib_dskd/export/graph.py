@@ -74,6 +74,7 @@ def convert(model: Dskd) -> ov.Model:
     level = noisy.level
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about tracing, which OpenVINO does
         noisy.setLevel(logging.ERROR)
         converted = ov.convert_model(graph, example_input=example)  # by way of ONNX antialiasing would be lost
         noisy.setLevel(level)

@@ -84,22 +84,21 @@ class Comparison:
 
     def report(self) -> str:
         """Return the summary and every flip as text."""
-        lines = [
+        text = (
             f"{len(self.names)} images: largest relative difference {self.score_difference:.1e} of a score, "
             f"{self.map_difference:.1e} of a map; {len(self.flips)} verdicts flipped at the threshold "
             f"{self.threshold:.6g}, {self.flips_across} at {THRESHOLDS} thresholds across the scores."
-        ]
+        )
         for index in self.flips:
-            verdicts = [inspector.NG if scores[index] > self.threshold else inspector.OK for scores in self._scores]
-            lines.append(
-                f"  flipped from {verdicts[0]} to {verdicts[1]}: {self.expected[index]:.6g} to {self.found[index]:.6g}"
+            was, now = (
+                inspector.NG if scores[index] > self.threshold else inspector.OK
+                for scores in (self.expected, self.found)
+            )
+            text += (
+                f"\n  flipped from {was} to {now}: {self.expected[index]:.6g} to {self.found[index]:.6g}"
                 f"  {self.names[index]}"
             )
-        return "\n".join(lines)
-
-    @property
-    def _scores(self) -> tuple[list[float], list[float]]:
-        return self.expected, self.found
+        return text
 
 
 Pair = tuple[str, torch.Tensor, np.ndarray]

@@ -1,0 +1,283 @@
+# Copyright (C) 2026 The anomalib-dskd authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Bundles decide as their checkpoints do, or are not written."""
+
+import json
+import math
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from anomalib.data import MVTecAD, PredictDataset
+from anomalib.deploy import CompressionType, ExportType
+from anomalib.engine import Engine
+from PIL import Image
+
+from anomalib_dskd import Dskd, inspector
+from anomalib_dskd.errors import DskdError
+from anomalib_dskd.export import export, verify
+from anomalib_dskd.export.bundle import raw_thresholds
+from anomalib_dskd.export.graph import convert
+from anomalib_dskd.export.verify import Comparison
+
+from .conftest import run
+
+SCRIPT = Path(sys.executable).with_name("anomalib-dskd")
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+@pytest.fixture(scope="module")
+def model(small_checkpoint) -> Dskd:
+    return Dskd.load_from_checkpoint(small_checkpoint).eval()
+
+
+def predictions(checkpoint: Path, images: Path, tmp_path: Path) -> list:
+    """What ``anomalib predict`` says of the images of a folder."""
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False)
+    model = Dskd(teacher_weights="random")
+    model.visualizer = None
+    batches = engine.predict(model, dataset=PredictDataset(images), ckpt_path=checkpoint)
+    return [item for batch in batches for item in batch]
+
+
+# The graph
+
+
+@pytest.mark.parametrize("height_and_width", [(64, 96), (80, 70), (900, 1200), (331, 517), (40, 2000)])
+@pytest.mark.parametrize("number", [1, 3])
+def test_maps_are_the_checkpoints_at_any_size_and_batch(model, compiled, height_and_width, number):
+    """Noise shows a resize without antialiasing at once."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (number, *height_and_width, 3), dtype=np.uint8)
+    found = compiled(images)
+    with torch.no_grad():
+        resized = model.pre_processor.transform(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+        distances = model.model.distances(resized)
+        expected = model.model.predict(distances, resized.shape[-2:])
+        students = model.model.student_maps(distances, resized.shape[-2:])
+    np.testing.assert_allclose(found["score"], expected.pred_score, rtol=1e-4)
+    for name, maps in {"map": expected.anomaly_map, **{f"{s}_map": m for s, m in students.items()}}.items():
+        assert found[name].shape == (number, 64, 96)
+        assert np.abs(found[name] - maps.squeeze(1).numpy()).max() <= 1e-4 * float(maps.max()), name
+
+
+@pytest.fixture(scope="module")
+def compiled(model):
+    return ov.Core().compile_model(convert(model), "CPU", F32)
+
+
+def test_a_model_that_does_not_resize_is_refused(model):
+    bare = Dskd(teacher_weights="random", layers=["layer1", "layer2"], pre_processor=False)
+    with pytest.raises(DskdError, match="no pre-processor"):
+        convert(bare)
+
+
+# Thresholds
+
+
+@pytest.mark.parametrize("sensitivity", [0.2, 0.5, 0.8])
+def test_raw_threshold_is_where_the_verdict_of_anomalib_turns(model, sensitivity):
+    processor = model.post_processor
+    processor.image_sensitivity = sensitivity
+    try:
+        threshold = raw_thresholds(model)["image_verdict"]
+        scores = torch.tensor([0.9999, 1.0001]) * threshold
+        normalised = processor._normalize(scores, None, None, processor.image_threshold)
+        assert (normalised > processor.normalized_image_threshold).tolist() == [False, True]
+        ours = [inspector.normalise(float(score), raw_thresholds(model)["image"]) for score in scores]
+        np.testing.assert_allclose(ours, normalised, rtol=1e-6)
+    finally:
+        processor.image_sensitivity = 0.5
+
+
+def test_flips_are_counted_but_for_images_at_the_threshold():
+    generator = np.random.default_rng(0)
+    expected = generator.gamma(2, size=50)
+    found = expected * (1 + generator.normal(0, 0.05, 50))
+    comparison = Comparison(float(np.median(expected)), [str(i) for i in range(50)], expected.tolist(), found.tolist())
+    levels = np.linspace(expected.min(), expected.max(), 100)
+    brute = [
+        sum((a > t) != (b > t) and abs(a - t) > 1e-4 * t for a, b in zip(expected, found, strict=True)) for t in levels
+    ]
+    assert comparison.flips_across == sum(brute) > 0
+    assert comparison.score_difference == pytest.approx(np.max(np.abs(found - expected) / expected))
+    for index in comparison.flips:
+        assert (expected[index] > comparison.threshold) != (found[index] > comparison.threshold)
+        assert f"{found[index]:.6g}  {index}" in comparison.report()
+    assert Comparison(1.0, ["a"], [1.00005], [0.99995]).flips == []
+    assert Comparison(1.0, ["a"], [1.0002], [0.99995]).flips == [0]
+
+
+# The bundle
+
+
+def test_bundle_says_what_it_is(small_bundle, small_checkpoint):
+    metadata = json.loads((small_bundle / "metadata.json").read_text())
+    assert set(metadata["files"]) == {path.name for path in small_bundle.iterdir()} - {"metadata.json"}
+    assert {"inspector.py", "model.xml", "model.bin", "requirements.txt", "README.md"} == set(metadata["files"])
+    processor = Dskd.load_from_checkpoint(small_checkpoint).post_processor
+    assert metadata["threshold"]["image"] == float(processor.image_threshold)
+    assert metadata["normalisation"]["pixel"] == float(processor.pixel_threshold)
+    assert metadata["false_alarm_rate"] == 0.01
+    assert metadata["verification"]["images"] == "none were given"
+    assert metadata["verification"]["drawn_pictures"]["largest_map_difference"] < 1e-4
+    assert metadata["input"]["width"] is None
+    assert metadata["teacher"] == {"backbone": "resnet18", "weights": "random"}
+    assert math.isfinite(metadata["threshold"]["pixel"])
+
+
+def test_command_writes_a_bundle_with_the_verdicts_of_anomalib(small_checkpoint, mvtec_root, tmp_path):
+    good, test = mvtec_root / "stripes/train/good", mvtec_root / "stripes/test"
+    command = [SCRIPT, "export", "--ckpt", small_checkpoint, "--out", tmp_path / "new/bundle"]
+    result = run([*command, "--images", good, "--verify", test, "--max-flips", 0], cwd=tmp_path)
+    assert "16 images" in result.stdout
+    assert "0 verdicts flipped" in result.stdout
+    metadata = json.loads((tmp_path / "new/bundle/metadata.json").read_text())
+    assert metadata["verification"]["images"]["images"] == 16
+    assert metadata["verification"]["images"]["flips_at_100_thresholds"] == 0
+    assert (metadata["input"]["width"], metadata["input"]["height"]) == (96, 80)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"]
+
+    inspected = run([SCRIPT, "inspect", tmp_path / "new/bundle", test, "--json"], cwd=tmp_path, check=False)
+    records = {record["file"]: record for record in map(json.loads, inspected.stdout.splitlines())}
+    expected = predictions(small_checkpoint, test, tmp_path)
+    assert len(records) == len(expected) == 8
+    for item in expected:
+        record = records[item.image_path]
+        assert record["score"] == pytest.approx(float(item.raw_score), rel=1e-4)
+        assert record["normalised"] == pytest.approx(float(item.pred_score), rel=1e-4)
+        assert record["verdict"] == ("NG" if item.pred_label else "OK")
+    assert inspected.returncode == (3 if any(item.pred_label for item in expected) else 0)
+
+
+@pytest.mark.parametrize("precision", ["f16", "int8"])
+def test_smaller_bundles(small_checkpoint, small_bundle, mvtec_root, tmp_path, precision):
+    test = mvtec_root / "stripes/test"
+    export(small_checkpoint, tmp_path / "bundle", precision, images=mvtec_root / "stripes/train/good", max_flips=8)
+    sizes = [(folder / "model.bin").stat().st_size for folder in (tmp_path / "bundle", small_bundle)]
+    assert sizes[0] < 0.6 * sizes[1]
+    verify(small_checkpoint, tmp_path / "bundle", test, max_flips=8)
+    metadata = json.loads((tmp_path / "bundle/metadata.json").read_text())
+    assert 0 < metadata["verification"]["images"]["largest_map_difference"] < 0.2
+    if precision == "int8":
+        kinds = {
+            operation.get_type_name() for operation in ov.Core().read_model(tmp_path / "bundle/model.xml").get_ops()
+        }
+        assert "FakeQuantize" in kinds
+
+
+def test_a_bundle_of_another_checkpoint_is_found_out(small_checkpoint, small_bundle, mvtec_root, tmp_path, capsys):
+    """The same network with its encoder slightly off; its verdicts are compared where they differ most."""
+    state = torch.load(small_checkpoint, weights_only=True)
+    for name, value in state["state_dict"].items():
+        if name.startswith("model.encoder") and value.is_floating_point():
+            value.mul_(1.05)
+    torch.save(state, tmp_path / "other.ckpt")
+    scores = sorted(float(item.raw_score) for item in predictions(small_checkpoint, mvtec_root / "stripes", tmp_path))
+    bundle = shutil.copytree(small_bundle, tmp_path / "bundle")
+    set_threshold(bundle, (scores[0] + scores[1]) / 2)
+    with pytest.raises(DskdError, match="verdicts are flipped, more than max_flips=0"):
+        verify(tmp_path / "other.ckpt", bundle, mvtec_root / "stripes")
+    assert "  flipped from " in capsys.readouterr().out
+
+
+def set_threshold(bundle: Path, threshold: float) -> None:
+    metadata = json.loads((bundle / "metadata.json").read_text())
+    metadata["threshold"]["image"] = threshold
+    (bundle / "metadata.json").write_text(json.dumps(metadata))
+
+
+def test_a_bundle_that_flips_verdicts_is_not_written(small_checkpoint, mvtec_root, tmp_path):
+    """Quantised from two images, with the threshold between two neighbouring scores."""
+    good = tmp_path / "good"
+    good.mkdir()
+    for path in sorted((mvtec_root / "stripes/train/good").iterdir())[:2]:
+        shutil.copy(path, good)
+    scores = sorted(float(item.raw_score) for item in predictions(small_checkpoint, mvtec_root / "stripes", tmp_path))
+    export(small_checkpoint, tmp_path / "probe", "int8", images=good, verify=mvtec_root / "stripes", max_flips=99)
+    bundle = inspector.Bundle.open(tmp_path / "probe")
+    shown = inspector.Model(bundle, throughput=False)
+    quantised = [
+        float(shown(np.asarray(Image.open(path).convert("RGB")))["score"])
+        for path in inspector.list_images(mvtec_root / "stripes", None)
+    ]
+    gap = max(range(len(scores)), key=lambda i: abs(sorted(quantised)[i] - scores[i]))
+    state = torch.load(small_checkpoint, weights_only=True)
+    between = (scores[gap] + sorted(quantised)[gap]) / 2
+    state["state_dict"]["post_processor._image_threshold"].fill_(between)
+    torch.save(state, tmp_path / "moved.ckpt")
+    with pytest.raises(DskdError, match="the bundle was not written"):
+        export(tmp_path / "moved.ckpt", tmp_path / "refused", "int8", images=good, verify=mvtec_root / "stripes")
+    assert not list(tmp_path.glob("*refused*"))
+
+
+class Evil:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_what_cannot_be_exported_is_refused(small_checkpoint, small_bundle, tmp_path):
+    with pytest.raises(DskdError, match="exists already"):
+        export(small_checkpoint, small_bundle)
+    with pytest.raises(DskdError, match="needs images"):
+        export(small_checkpoint, tmp_path / "out", "int8")
+    with pytest.raises(DskdError, match="has no images"):
+        export(small_checkpoint, tmp_path / "out", images=tmp_path)
+    with pytest.raises(DskdError, match="precision='bf16' is not one of"):
+        export(small_checkpoint, tmp_path / "out", "bf16")
+    with pytest.raises(DskdError, match="does not exist"):
+        export(tmp_path / "absent.ckpt", tmp_path / "out")
+    (tmp_path / "damaged.ckpt").write_bytes(small_checkpoint.read_bytes()[:10_000])
+    with pytest.raises(DskdError, match="or damaged"):
+        export(tmp_path / "damaged.ckpt", tmp_path / "out")
+    (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"state_dict": Evil(tmp_path / "run")}))
+    torch.save({"state_dict": Evil(tmp_path / "run")}, tmp_path / "evil_zip.ckpt")
+    for name in ("evil.ckpt", "evil_zip.ckpt"):
+        with pytest.raises(DskdError, match="no checkpoint of Dskd"):
+            export(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "run").exists()
+    state = torch.load(small_checkpoint, weights_only=True)
+    for name in ("_image_threshold", "_pixel_threshold"):
+        state["state_dict"][f"post_processor.{name}"].fill_(float("nan"))
+    torch.save(state, tmp_path / "no_threshold.ckpt")
+    with pytest.raises(DskdError, match="no image threshold"):
+        export(tmp_path / "no_threshold.ckpt", tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+# anomalib's own export
+
+
+@pytest.mark.parametrize("compression", [None, *CompressionType])
+def test_anomalibs_export_takes_every_compression(small_checkpoint, mvtec_root, tmp_path, compression):
+    """Its images are as large as its network's input: anomalib's export resizes without antialiasing."""
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False)
+    model = Dskd(teacher_weights="random")
+    path = engine.export(
+        model,
+        ExportType.OPENVINO,
+        export_root=tmp_path,
+        compression_type=compression,
+        datamodule=MVTecAD(mvtec_root, "stripes", num_workers=0, eval_batch_size=1),
+        ckpt_path=small_checkpoint,
+    )
+    compiled = ov.Core().compile_model(path, "CPU", F32)
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model.eval()(image)
+    found = compiled(image.numpy())
+    tolerance = {None: 1e-4, CompressionType.FP16: 5e-3}.get(compression, 0.15)
+    assert np.abs(found["anomaly_map"] - expected.anomaly_map.numpy()).max() <= tolerance
+    assert np.abs(found["pred_score"] - expected.pred_score.numpy()).max() <= tolerance
