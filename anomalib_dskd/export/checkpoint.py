@@ -23,6 +23,6 @@ def load_checkpoint(ckpt: Path) -> Dskd:
         return Dskd.load_from_checkpoint(ckpt, map_location="cpu").eval()
     except FileNotFoundError:
         msg = f"{ckpt} does not exist: give the model.ckpt of a training, as in results/Dskd/.../model.ckpt."
-    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         msg = f"{ckpt} is no checkpoint of Dskd, or damaged: {str(error).splitlines()[0]}"
     raise DskdError(msg)
