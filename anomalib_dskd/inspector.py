@@ -548,7 +548,7 @@ def status_of(path: Path) -> tuple[int, int] | None:
 def watch(
     source: Path,
     leave_out: Path | None,
-    judged: dict[str, tuple[int, int]],
+    judged: dict[str, tuple[int, int] | None],
     settle: float,
     stopping: Callable[[], bool],
 ) -> Iterator[Path | None]:
@@ -557,7 +557,8 @@ def watch(
     Args:
         source: Folder to watch, with those below it.
         leave_out: Folder that is written to.
-        judged: Size and time of the files that need not be yielded.
+        judged: For each file that was yielded the size and time that it was judged with, to be entered by the caller;
+            ``None`` while it is in hand. Files that are gone are taken out.
         settle: Seconds.
         stopping: Whether it is enough.
 
@@ -571,15 +572,16 @@ def watch(
         if now - looked >= POLL:
             looked = now
             here = {path: status for path in list_images(source, leave_out) if (status := status_of(path))}
-            judged = {str(path): judged[str(path)] for path in here if str(path) in judged}
+            for gone in judged.keys() - map(str, here):
+                del judged[gone]
             waiting = {
                 path: waiting[path] if path in waiting and waiting[path][0] == status else (status, now)
                 for path, status in here.items()
-                if judged.get(str(path)) != status
+                if judged.get(str(path), (-1, -1)) not in {None, status}
             }
-            for path, (status, since) in waiting.items():
+            for path, (_, since) in waiting.items():
                 if now - since >= settle and not stopping():
-                    judged[str(path)] = status
+                    judged[str(path)] = None
                     yield path
         yield None
 
@@ -603,6 +605,7 @@ class Inspector:
         self.pictures = Pictures(arguments.out, arguments.quota * MEGABYTE) if arguments.out else None
         size = arguments.log_size * MEGABYTE
         self.log = Log(arguments.log, int(size), arguments.log_files) if arguments.log else None
+        self.judged: dict[str, tuple[int, int] | None] = {}
         many = not arguments.watch and arguments.source.is_dir()
         students = arguments.maps == "all"
         self.model = Model(bundle, arguments.device, many, arguments.threads, arguments.cache, students)
@@ -635,8 +638,9 @@ class Inspector:
         arguments = self.arguments
         leave_out = arguments.out.resolve() if arguments.out else None
         if arguments.watch:
-            judged = self.log.judged() if self.log else {}
-            yield from watch(arguments.source, leave_out, judged, arguments.settle, lambda: self.stopping)
+            if self.log:
+                self.judged.update(self.log.judged())
+            yield from watch(arguments.source, leave_out, self.judged, arguments.settle, lambda: self.stopping)
             return
         paths = list_images(arguments.source, leave_out)
         if not paths:
@@ -681,6 +685,8 @@ class Inspector:
     def _record(self, part: Part) -> dict[str, Any]:
         """Return what is logged of a part, and draw it."""
         self.latencies.append(part.latency)
+        if self.arguments.watch:
+            self.judged[str(part.path)] = part.status or (-1, -1)
         record: dict[str, Any] = {"part": part.number, "file": str(part.path)}
         if part.image is None or part.problem:
             record.update(verdict=ERROR, error=part.problem, score=None)
@@ -724,7 +730,7 @@ class Inspector:
                         lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
                     )
                 )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._warn(f"picture not saved: {error}")
 
     def _event(self, name: str, **what: Any) -> dict[str, Any]:  # noqa: ANN401
