@@ -43,7 +43,7 @@ EXIT_NG, EXIT_ERROR = 3, 4
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 MORE_THAN_8_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 PICTURE = re.compile(r"\d{8}T\d{12}Z-.*\.(ok|ng)\.(jpg|npz|part)")
-PICTURE_SIDE = 1024
+SMALLEST_PICTURE, LARGEST_PICTURE = 400, 1024
 LISTED_REGIONS = 20
 REMEMBERED_LATENCIES = 10_000
 BACKLOG = 10_000
@@ -384,8 +384,9 @@ def draw(image: np.ndarray, heat: np.ndarray, mask: np.ndarray, regions: list[di
         mask: Pixels of the map that belong to regions, ``(h, w)``.
         regions: As :func:`find_regions` lists them.
     """
-    plain = Image.fromarray(image)
-    plain.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    height, width = image.shape[:2]
+    scale = np.clip(1, SMALLEST_PICTURE / max(width, height), LARGEST_PICTURE / max(width, height))
+    plain = Image.fromarray(image).resize((max(1, round(scale * width)), max(1, round(scale * height))))
     distances = np.abs(4 * heat[..., None] - np.array([3, 2, 1]))
     colours = Image.fromarray((255 * np.clip(1.5 - distances, 0, 1)).astype(np.uint8)).resize(plain.size)
     drawn = Image.blend(plain, colours, 0.4)
@@ -393,7 +394,6 @@ def draw(image: np.ndarray, heat: np.ndarray, mask: np.ndarray, regions: list[di
     outline = outline.point(lambda value: 255 * (value > 127))  # noqa: PLR2004
     drawn.paste((255, 255, 255), mask=ImageChops.subtract(outline, outline.filter(ImageFilter.MinFilter(3))))
     pencil = ImageDraw.Draw(drawn)
-    scale = plain.width / image.shape[1]
     for region in regions:
         left, top, right, bottom = (scale * side for side in region["box"])
         pencil.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=(255, 0, 0))
