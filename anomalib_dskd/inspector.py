@@ -396,7 +396,7 @@ def draw(image: np.ndarray, heat: np.ndarray, mask: np.ndarray, regions: list[di
     pencil = ImageDraw.Draw(drawn)
     for region in regions:
         left, top, right, bottom = (scale * side for side in region["box"])
-        pencil.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=(255, 0, 0))
+        pencil.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=(255, 0, 0), width=2)
     both = Image.new("RGB", (2 * plain.width, plain.height))
     both.paste(plain, (0, 0))
     both.paste(drawn, (plain.width, 0))
@@ -720,7 +720,9 @@ class Inspector:
         heat = normalise(part.outputs["map"], self.bundle.metadata["normalisation"]["pixel"])
         picture = draw(part.image, np.asarray(heat), mask, record.get("regions", []))
         try:
-            saved = self.pictures.save(f"{name}.jpg", lambda file: picture.save(file, "JPEG", quality=90))
+            saved = self.pictures.save(
+                f"{name}.jpg", lambda file: picture.save(file, "JPEG", quality=90, subsampling=0)
+            )
             record["picture"] = str(saved)
             if self.arguments.maps != "none":
                 arrays = {output: value for output, value in part.outputs.items() if output != "score"}
