@@ -569,7 +569,7 @@ def watch(
     looked = -math.inf
     while not stopping():
         now = time.monotonic()
-        if now - looked >= POLL:
+        if now - looked >= POLL and source.is_dir():  # a lost share must not look like an emptied folder
             looked = now
             here = {path: status for path in list_images(source, leave_out) if (status := status_of(path))}
             for gone in judged.keys() - map(str, here):
