@@ -11,18 +11,41 @@ from jsonargparse import auto_cli
 
 from anomalib_dskd.shipped import find_config
 
-COMMANDS = {
+MODULES = {
     "demo": "anomalib_dskd.demo",
     "benchmark": "anomalib_dskd.benchmark.command",
+    "export": "anomalib_dskd.export",
+    "verify": "anomalib_dskd.export",
 }
 
 
-def main() -> None:
-    """Run a subcommand; only what it needs is imported."""
-    arguments = [_by_name(*pair) for pair in zip(sys.argv, sys.argv[1:], strict=False)]
-    chosen = [name for name in COMMANDS if name in arguments[:1]] or list(COMMANDS)
-    functions = {name: getattr(import_module(COMMANDS[name]), name) for name in chosen}
-    auto_cli(functions, as_positional=False, args=arguments)
+def inspect() -> int:
+    """Judge images with a bundle: inspect BUNDLE SOURCE, and the options that inspect --help lists."""
+    module = import_module("anomalib_dskd.inspector")
+    arguments = sys.argv[2:]
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--bundle", *arguments]
+    return module.main(arguments, prog="anomalib-dskd inspect BUNDLE")
+
+
+def main() -> int:
+    """Run a subcommand and return its exit code."""
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    if asked == "inspect":
+        return inspect()
+    names = [asked] if asked in MODULES else list(MODULES)  # importing torch takes seconds, so only for those in need
+    arguments = [_by_name(*pair) for pair in zip(sys.argv, map(_underscored, sys.argv[1:]), strict=False)]
+    functions = {name: getattr(import_module(MODULES[name]), name) for name in names}
+    auto_cli({**functions, "inspect": inspect}, args=arguments, as_positional=False)
+    return 0
+
+
+def _underscored(argument: str) -> str:
+    """Let options be written with hyphens, as the inspector's are."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def _by_name(before: str, argument: str) -> str:
