@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
@@ -24,15 +23,15 @@ from lightning.pytorch import seed_everything
 from anomalib_dskd.errors import DskdError
 
 from .config import Cell
+from .cost import measure_size
 from .image_metrics import image_metrics
 from .observe import LossCurve, Progress, RawPredictions
 from .peak_memory import PeakMemory
 from .prepare import prepare_data, prepare_model
-from .store import FAILED, finish
+from .store import FAILED, WEIGHTS, finish
 
 DONE = "done"
 NO_TEACHER = "no_teacher"
-WEIGHTS = "model.ckpt"
 
 
 def run_cell(cell: Cell, out: Path, work: Path) -> dict[str, Any]:
@@ -52,7 +51,8 @@ def run_cell(cell: Cell, out: Path, work: Path) -> dict[str, Any]:
     seed_everything(cell.seed, verbose=False)
     prepared = prepare_model(cell)
     if prepared.obstacle is not None:
-        result: dict[str, Any] = {"status": NO_TEACHER, "reason": prepared.obstacle, "size": _size(prepared.model)}
+        result: dict[str, Any] = {"status": NO_TEACHER, "reason": prepared.obstacle}
+        result["size"] = _size(prepared.model, cell)
     else:
         data = prepare_data(cell)
         result = {"status": DONE, "reason": None, **_train_and_test(prepared.model, data, cell, work)}
@@ -76,7 +76,7 @@ def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell,
     with PeakMemory() as memory:
         engine.fit(model, datamodule=data)
     seconds = time.monotonic() - started
-    torch.save({"state_dict": model.state_dict()}, work / WEIGHTS)
+    engine.trainer.save_checkpoint(work / WEIGHTS, weights_only=True)
     seed_everything(cell.seed, verbose=False)
     (anomalib_metrics,) = engine.test(model, datamodule=data, verbose=False)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -111,12 +111,15 @@ def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell,
         "metrics": metrics,
         "metric_errors": raw.pixels.error_bounds() if raw.pixels.pixels else {},
         "anomalib_metrics": {name: float(value) for name, value in anomalib_metrics.items()},
-        "size": _size(model) | {"checkpoint_mb": (work / WEIGHTS).stat().st_size / 1e6},
+        "size": _size(model, cell),
     }
 
 
-def _size(model: AnomalibModule) -> dict[str, float]:
-    return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+def _size(model: AnomalibModule, cell: Cell) -> dict[str, float]:
+    try:
+        return measure_size(model, tuple(cell.config["image_size"]))
+    except ValueError:  # PatchCore's bank is still empty
+        return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
 def _length(cell: Cell) -> dict[str, Any]:

@@ -5,7 +5,9 @@
 
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +16,16 @@ from rich.console import Console
 
 from anomalib_dskd.errors import DskdError
 
-from .config import DataConfig, ModelConfig, TeacherConfig, make_cells, read_config
+from .config import Cell, DataConfig, ModelConfig, TeacherConfig, make_cells, read_config
 from .report import write_report
 from .runner import run_local
+from .runner_ray import run_ray
 from .store import is_finished, read_result, write_json
+from .timing import time_models
 
 INTERRUPTED = 130
+
+Run = Callable[[Sequence[Cell], Path, Console], None]
 
 
 def benchmark(
@@ -31,6 +37,7 @@ def benchmark(
     seeds: list[int] = [0],  # noqa: B006
     fractions: list[float] = [1.0],  # noqa: B006
     hold_out: float = 0.1,
+    timing_rounds: int = 100,
     root: Path | None = None,
     runner: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
@@ -54,6 +61,7 @@ def benchmark(
         seeds: Seeds; several give mean and spread.
         fractions: Shares of the training images to train with; several give growth curves.
         hold_out: Share of the normal training images that is kept out of training, for thresholds.
+        timing_rounds: Timed runs of each trained model, in torch and OpenVINO, in turns; 0 leaves the timing out.
         root: Folder of the data, in place of the configuration's; of one data set, or of several in one folder.
         runner: "local" for this machine, "ray" for the nodes of a Ray cluster.
         ray_address: Address of the cluster; by default Ray's own search.
@@ -70,43 +78,47 @@ def benchmark(
             config.init_args["root"] = str(root)
     model_configs = [read_config(ModelConfig, config) for config in models]
     cells = make_cells(data_configs, model_configs, teacher, image_size, seeds, fractions, hold_out)
+    run: Run = run_local
+    if runner == "ray":
+        run = partial(run_ray, address=ray_address, cpus=ray_cpus, gpus=ray_gpus)
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock", timeout=0)
     try:
-        lock.acquire()
+        with FileLock(out / ".lock", timeout=0):
+            problems = _run_and_report(cells, out, console, run, timing_rounds)
     except Timeout as error:
         msg = f"Another benchmark is running in {out}: wait for it, or give another folder."
         raise DskdError(msg) from error
-    with lock:
-        missing = [cell for cell in cells if not is_finished(out, cell)]
-        console.print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished before; results in {out}")
-        _print_lengths(cells, console)
-        run = {"command": _command(), "started": _now()}
-        try:
-            if runner == "ray":
-                from .runner_ray import run_ray  # noqa: PLC0415  # ray is an extra
-
-                run_ray(missing, out, console, address=ray_address, cpus=ray_cpus, gpus=ray_gpus)
-            else:
-                run_local(missing, out, console)
-        except KeyboardInterrupt:
-            console.print("Interrupted. Finished cells are kept: the same command goes on from there.")
-            sys.exit(INTERRUPTED)
-        except OSError as error:
-            msg = f"Results cannot be written: {error}. Finished cells are kept: the same command goes on from there."
-            raise DskdError(msg) from error
-        write_json(out / "run.json", {**run, "finished": _now()})
-        write_report(out, run["command"])
-    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
-    unfinished = [cell for cell in cells if not is_finished(out, cell)]
-    if unfinished:
-        reasons = [f"\n  {cell}: {(read_result(out / cell.folder) or {}).get('reason')}" for cell in unfinished]
-        msg = f"{len(unfinished)} of {len(cells)} cells failed; the same command tries them again:{''.join(reasons)}"
+    except KeyboardInterrupt:
+        console.print("Interrupted. Finished cells are kept: the same command goes on from there.")
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        msg = f"Results cannot be written: {error}. Finished cells are kept: the same command goes on from there."
+        raise DskdError(msg) from error
+    if problems:
+        msg = f"{len(problems)} failed; the same command tries again:\n  " + "\n  ".join(problems)
         raise DskdError(msg)
 
 
-def _print_lengths(cells: list, console: Console) -> None:
+def _run_and_report(cells: list[Cell], out: Path, console: Console, run: Run, timing_rounds: int) -> list[str]:
+    """Run what is missing, time the models, write the report; return what went wrong."""
+    missing = [cell for cell in cells if not is_finished(out, cell)]
+    console.print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished before; results in {out}")
+    _print_lengths(cells, console)
+    record = {"command": shlex.join(["anomalib-dskd", *sys.argv[1:]]), "started": _now()}
+    run(missing, out, console)
+    failed = [cell for cell in cells if not is_finished(out, cell)]
+    problems = [f"{cell}: {(read_result(out / cell.folder) or {}).get('reason')}" for cell in failed]
+    if timing_rounds:
+        console.print("Timing the models in turns")
+        problems += time_models(cells, out, timing_rounds)
+    write_json(out / "run.json", {**record, "finished": _now()})
+    write_report(out, record["command"])
+    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    return problems
+
+
+def _print_lengths(cells: list[Cell], console: Console) -> None:
     shown = set()
     for cell in cells:
         model = cell.config["model"]
@@ -115,10 +127,6 @@ def _print_lengths(cells: list, console: Console) -> None:
         shown.add(cell.model)
         length = next((f"{model[unit]} {unit}" for unit in ("steps", "epochs") if model[unit]), "its own length")
         console.print(f"  {cell.model}: {length}, batch size {model['batch_size']}", highlight=False)
-
-
-def _command() -> str:
-    return shlex.join(["anomalib-dskd", *sys.argv[1:]])
 
 
 def _now() -> str:

@@ -5,6 +5,8 @@
 
 import io
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -152,6 +154,22 @@ def _save_int8(calibration: np.ndarray | None, path: Path, target: Path) -> None
     batches = [np.take(images, range(start, start + batch), 0, mode="wrap") for start in range(0, len(images), batch)]
     quantised = nncf.quantize(graph, nncf.Dataset(batches), subset_size=len(batches))
     openvino.save_model(quantised, target, compress_to_fp16=False)
+    _try(target)
+
+
+def _try(path: Path) -> None:
+    """Compile a graph in a process of its own: OpenVINO's compiler crashes on what NNCF makes of PaDiM.
+
+    Raises:
+        DskdError: If the process died.
+    """
+    program = "import sys, openvino; openvino.Core().compile_model(sys.argv[1], 'CPU')"
+    tried = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)  # noqa: S603
+    if tried.returncode != 0:
+        path.unlink()
+        said = tried.stderr.strip().splitlines()[-1:] or [f"its process ended with status {tried.returncode}"]
+        msg = f"OpenVINO cannot compile it: {said[0]}"
+        raise DskdError(msg)
 
 
 def _describe_files(files: dict[int, Path]) -> Exported:

@@ -7,6 +7,7 @@ import inspect
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import anomalib.data
@@ -16,6 +17,7 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import ValSplitMode
 from anomalib.models import AnomalibModule
+from anomalib.utils.serialization import anomalib_safe_globals
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -140,6 +142,25 @@ def prepare_model(cell: Cell) -> PreparedModel:
     if is_file and not filled:
         return _without_teacher(cls, init_args, image_size, f"{cls.__name__} asked timm for no pre-trained weights")
     return PreparedModel(model)
+
+
+def load_trained(cell: Cell, checkpoint: Path) -> AnomalibModule:
+    """Build a cell's model again and load what was trained.
+
+    Args:
+        cell: The cell.
+        checkpoint: Its checkpoint; where there is none, the model is returned as it was before its training.
+
+    Returns:
+        The model on the CPU.
+    """
+    model = prepare_model(cell).model
+    if checkpoint.is_file():
+        with anomalib_safe_globals(extra=model.checkpoint_safe_globals()):
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model.on_load_checkpoint(saved)
+        model.load_state_dict(saved["state_dict"])
+    return model
 
 
 def _without_teacher(

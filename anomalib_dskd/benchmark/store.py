@@ -14,6 +14,7 @@ from .config import SCHEMA, Cell
 
 RESULT = "cell.json"
 PROGRESS = "progress.json"
+WEIGHTS = "model.ckpt"
 FAILED = "failed"
 
 
