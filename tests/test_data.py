@@ -169,8 +169,9 @@ def test_no_normal_images(category, tmp_path):
 
 def test_a_folder_without_normal_images(mvtec_root, tmp_path):
     (tmp_path / "good").mkdir()
-    with pytest.raises(RuntimeError, match=rf"Found 0 .* images in {tmp_path}/good"):
-        Folder("mine", root=tmp_path, normal_dir="good").setup()
+    for kind in (RuntimeError, DataError):
+        with pytest.raises(kind, match=rf"Found 0 .* images in {tmp_path}/good.* Good parts belong into normal_dir"):
+            Folder("mine", root=tmp_path, normal_dir="good").setup()
 
 
 def test_errors_on_the_command_line(mvtec_root, category, tmp_path):
@@ -178,6 +179,7 @@ def test_errors_on_the_command_line(mvtec_root, category, tmp_path):
     for arguments, message in (
         (["MVTecAD", "--data.root", mvtec_root, "--data.category", "strips"], "There is no category 'strips'"),
         (["MVTec", "--data.root", category.parent, "--data.category", "stripes"], "003.png"),
+        (["Folder", "--data.name", "mine", "--data.normal_dir", category / "no"], "Good parts belong into normal_dir"),
         (["MagneticTile", "--data.root", tmp_path / "mt"], "Get Magnetic Tile Defects from https://github.com/abin24"),
     ):
         result = anomalib(

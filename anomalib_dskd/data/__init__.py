@@ -6,7 +6,8 @@
 from .check import check_images, check_samples
 from .demo import DemoTextures
 from .errors import DataError
+from .folder import NoImagesError
 from .magnetic_tile import MagneticTile
 from .mvtec import MVTec
 
-__all__ = ["DataError", "DemoTextures", "MVTec", "MagneticTile", "check_images", "check_samples"]
+__all__ = ["DataError", "DemoTextures", "MVTec", "MagneticTile", "NoImagesError", "check_images", "check_samples"]
