@@ -19,16 +19,18 @@ def environment() -> dict[str, Any]:
     """Describe this machine and the versions in use.
 
     Returns:
-        ``cpu`` (its name), ``cores`` (that this process may use), ``memory_gib``, ``threads`` (torch's), ``bf16``
-        (whether the CPU computes in it), ``load`` (threads that ran or waited, mean of the last minute, this process's
-        among them: where it is well above ``threads`` the machine was busy with something else), ``gpu`` (its name, or
-        nothing), ``system``, ``python``, and the version of each package, ``None`` where it is not installed.
+        ``cpu`` (its name), ``cores`` (that this process may use), ``memory_gib``, ``threads`` (torch's),
+        ``omp_wait_policy`` (how these wait for each other, if the process was told), ``bf16`` (whether the CPU computes
+        in it), ``load`` (threads that ran or waited, mean of the last minute, this process's among them: where it is
+        well above ``threads`` the machine was busy with something else), ``gpu`` (its name, or nothing), ``system``,
+        ``python``, and the version of each package, ``None`` where it is not installed.
     """
     return {
         "cpu": _cpu_name(),
         "cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "bf16": has_bf16(),
         "load": round(psutil.getloadavg()[0], 2),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -5,10 +5,11 @@
 
 import io
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ PRECISIONS = ("f32", "f16", "int8")
 # anomalib's default, 14, is beneath what torch writes: a conversion fails loudly and leaves the file as it is
 OPSET = 18
 CALIBRATION_IMAGES = 300
+MESSAGE_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,13 @@ def export(
 
 
 def describe(error: Exception) -> str:
-    """Return on one line an error's kind and message, of a :class:`DskdError` the message alone."""
+    """Return on one line the kind and message of what caused an error, of a :class:`DskdError` the message alone."""
     if isinstance(error, DskdError):
         return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    while isinstance(error.__cause__, Exception):  # torch's exporter wraps it in advice
+        error = error.__cause__
+    message = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    return f"{type(error).__name__}: {message[:MESSAGE_LENGTH]}"
 
 
 def _export_f32(
@@ -179,11 +184,11 @@ def _describe_files(files: dict[int, Path]) -> Exported:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep progress bars and notes of the exporters out of the benchmark's own output."""
+    """Keep progress bars, notes and graphs of the exporters out of the benchmark's own output."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(previous)
