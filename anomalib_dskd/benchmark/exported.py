@@ -168,7 +168,11 @@ def _try(path: Path) -> None:
     Raises:
         DskdError: If the process died.
     """
-    program = "import sys, openvino; openvino.Core().compile_model(sys.argv[1], 'CPU')"
+    program = (
+        "import sys, openvino as ov; core = ov.Core(); graph = core.read_model(sys.argv[1]); "
+        "shape = graph.input(0).partial_shape; "
+        "graph.reshape([1, *list(shape)[1:]]) if shape[0].is_dynamic else None; core.compile_model(graph, 'CPU')"
+    )
     tried = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)  # noqa: S603
     if tried.returncode != 0:
         path.unlink()
