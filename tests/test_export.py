@@ -24,6 +24,7 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds
 from anomalib_dskd.export.graph import convert
+from anomalib_dskd.export.quantize import first_convolutions
 from anomalib_dskd.export.verify import Comparison
 
 from .conftest import run
@@ -168,13 +169,31 @@ def test_int8_bundle(small_checkpoint, small_bundle, int8_bundle, mvtec_root, ca
     assert size(int8_bundle) < 0.35 * size(small_bundle)
     kinds = {operation.get_type_name() for operation in ov.Core().read_model(int8_bundle / "model.xml").get_ops()}
     assert "FakeQuantize" in kinds
+    first = set(first_convolutions(ov.Core().read_model(small_bundle / "model.xml")))
+    assert len(first) == 2, "the teacher's and the encoder's"
     for operation in ov.Core().read_model(int8_bundle / "model.xml").get_ops():
         if operation.get_type_name() == "FakeQuantize":
             readers = [reader.get_node() for reader in operation.output(0).get_target_inputs()]
             names = [reader.get_friendly_name() for reader in readers if reader.get_type_name() != "ShapeOf"]
             assert not [name for name in names if name.startswith(("aten::", "__module.transform"))]
+            assert not set(names) & first
     verify(small_checkpoint, int8_bundle, mvtec_root / "stripes/test", max_flips=8)
     assert capsys.readouterr().out.startswith("8 images: largest relative difference")
+
+
+def test_int8_keeps_the_scale_of_normal_scores(small_checkpoint, small_bundle, int8_bundle, mvtec_root):
+    """Rounding makes students and teacher differ on every image; one factor takes that off scores and maps again."""
+    exact, rounded = (
+        inspector.Model(inspector.Bundle.open(bundle), throughput=False, students=True)
+        for bundle in (small_bundle, int8_bundle)
+    )
+    images = [np.asarray(Image.open(path)) for path in sorted((mvtec_root / "stripes/train/good").iterdir())]
+    found = [(exact(image), rounded(image)) for image in images]
+    assert np.median([b["score"] / a["score"] for a, b in found]) == pytest.approx(1, abs=1e-3)
+    for a, b in found:
+        assert b["map"].max() == pytest.approx(b["score"])
+        assert b["score"] == pytest.approx(a["score"], rel=0.3)
+        assert set(a) == set(b) == {"score", "map", "encoder_map", "decoder_map"}
 
 
 def test_f16_bundle(small_checkpoint, small_bundle, mvtec_root, tmp_path):
