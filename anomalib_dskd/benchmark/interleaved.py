@@ -12,6 +12,10 @@ import numpy as np
 
 Name = TypeVar("Name")
 
+# Variables to start the measuring process with. torch's threads otherwise wait for each other by spinning: where
+# something else runs too, a prediction on two cores can take ten times as long, while OpenVINO's hardly suffers.
+PROCESS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 def interleave(
     tasks: Mapping[Name, Sequence[Callable[[int], object]]], rounds: int, warmup: int = 3, seed: int = 0

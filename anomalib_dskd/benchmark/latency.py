@@ -22,9 +22,6 @@ from .exported import Exported, describe, export
 from .interleaved import interleave
 from .peak_memory import PeakMemory
 
-# Variables to start the measuring process with. torch's threads otherwise wait for each other by spinning: where
-# something else runs too, a prediction on two cores can take ten times as long, while OpenVINO's hardly suffers.
-PROCESS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 MIN_ROUNDS = 10
 PRECISIONS = {"torch": ("f32", "bf16"), "openvino": ("f32", "bf16", "int8")}
 FIGURES = (
@@ -72,7 +69,7 @@ def measure_latency(
     threads: int | None = None,
     reference: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Time models in turns within this process, on the CPU; start it with :data:`PROCESS_ENVIRONMENT`.
+    """Time models in turns within this process, on the CPU; start it with :data:`.interleaved.PROCESS_ENVIRONMENT`.
 
     Every model is given the same images, resized to ``image_size`` beforehand, float32 in [0, 1]: what is timed is
     normalisation, network, map, score and verdict, until they are arrays. The time from a file on the disk to a verdict

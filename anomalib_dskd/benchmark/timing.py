@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from .config import Cell, slug
+from .interleaved import PROCESS_ENVIRONMENT
 from .store import FAILED, WEIGHTS, read_result, write_json
 
 TEST_IMAGES = 16
 CALIBRATION_IMAGES = 16
-# torch's threads else spin while they wait, and lose far more than OpenVINO's beside another busy process
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def time_models(cells: Sequence[Cell], out: Path, rounds: int) -> list[str]:
@@ -52,7 +51,11 @@ def time_models(cells: Sequence[Cell], out: Path, rounds: int) -> list[str]:
         command = [sys.executable, "-m", "anomalib_dskd.benchmark.timing", str(out), str(request)]
         with log.open("ab") as printed:
             status = subprocess.run(  # noqa: S603
-                command, stdout=printed, stderr=subprocess.STDOUT, env={**os.environ, **PASSIVE}, check=False
+                command,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **PROCESS_ENVIRONMENT},
+                check=False,
             ).returncode
         request.unlink()
         if status != 0:
