@@ -24,16 +24,19 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/anomalib-dskd demo
 
+# Two test files at a time: most tests wait for a command to start.
+# PASSIVE, since torch's threads would else spin against those of the other process.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 # those that run OpenVINO in the test's own process have one to themselves: after them torch crashed in training
 OPENVINO_TESTS := tests/test_benchmark_cost.py tests/test_export.py tests/test_inspector.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(OPENVINO_TESTS))
-	$(BIN)/python -m pytest $(OPENVINO_TESTS)
+	$(PYTEST) $(addprefix --ignore=,$(OPENVINO_TESTS))
+	$(PYTEST) $(OPENVINO_TESTS)
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m "" $(addprefix --ignore=,$(OPENVINO_TESTS))
-	$(BIN)/python -m pytest -m "" $(OPENVINO_TESTS)
+	$(PYTEST) -m "" $(addprefix --ignore=,$(OPENVINO_TESTS))
+	$(PYTEST) -m "" $(OPENVINO_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
