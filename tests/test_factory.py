@@ -18,7 +18,7 @@ from anomalib_dskd import Dskd
 from .conftest import anomalib, run
 
 
-class Tested(Callback):
+class Verdicts(Callback):
     """Keep what ``anomalib test`` said of each image."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ def test_a_machine_with_the_bundle_alone(tmp_path):
     small = ["--model.teacher_weights", "random", "--model.image_size", 64, "--model.training_steps", 5]
     anomalib("train", "--model", "Dskd", *data, *small, cwd=office)
     (checkpoint,) = (office / "results").rglob("model.ckpt")
-    tested = Tested()
+    tested = Verdicts()
     engine = Engine(default_root_dir=office, accelerator="cpu", callbacks=[tested], logger=False)
     model = Dskd(teacher_weights="random")
     model.visualizer = None
