@@ -6,6 +6,7 @@
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from jsonargparse import auto_cli
 
@@ -17,11 +18,12 @@ MODULES = {
     "export": "anomalib_dskd.export",
     "verify": "anomalib_dskd.export",
 }
+EXTRA = {"openvino", "nncf"}
 
 
 def inspect() -> int:
     """Judge images with a bundle: inspect BUNDLE SOURCE, and the options that inspect --help lists."""
-    module = import_module("anomalib_dskd.inspector")
+    module = _module("anomalib_dskd.inspector")
     arguments = sys.argv[2:]
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--bundle", *arguments]
@@ -35,9 +37,19 @@ def main() -> int:
         return inspect()
     names = [asked] if asked in MODULES else list(MODULES)  # importing torch takes seconds, so only for those in need
     arguments = [_by_name(*pair) for pair in zip(sys.argv, map(_underscored, sys.argv[1:]), strict=False)]
-    functions = {name: getattr(import_module(MODULES[name]), name) for name in names}
+    functions = {name: getattr(_module(MODULES[name]), name) for name in names}
     auto_cli({**functions, "inspect": inspect}, args=arguments, as_positional=False)
     return 0
+
+
+def _module(name: str) -> ModuleType:
+    """Import a subcommand's module, or say which extra it lacks."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in EXTRA:
+            raise
+        sys.exit(f"anomalib-dskd: {error.name} is not installed. Run: pip install 'anomalib-dskd[openvino]'")
 
 
 def _underscored(argument: str) -> str:

@@ -6,9 +6,15 @@
 One file on openvino, numpy and pillow alone; it lies in every bundle and is ``anomalib-dskd inspect`` too. It only
 decodes images and compares scores: resizing, network and map are in the bundle's graph, thresholds in metadata.json.
 
-Exit code: 0 all parts OK, 3 NG found, 4 errors among the parts; 1 it could not work at all, 2 wrong arguments.
+Exit code: 0 all parts OK, 3 NG found, 4 errors among the parts, or stopped before all of a folder were judged;
+1 it could not work at all, 2 wrong arguments.
 """
 
+import time
+
+STARTED = time.perf_counter()  # before the imports below, which are most of the start-up
+
+# ruff: noqa: E402
 import argparse
 import hashlib
 import io
@@ -18,9 +24,9 @@ import os
 import queue
 import re
 import signal
+import stat
 import statistics
 import sys
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -35,17 +41,18 @@ import numpy as np
 import openvino as ov
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-STARTED = time.perf_counter()
 SCHEMA, SCHEMA_VERSION = "anomalib-dskd bundle", 1
 METADATA = "metadata.json"
 OK, NG, ERROR = "OK", "NG", "ERROR"
 EXIT_NG, EXIT_ERROR = 3, 4
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-MORE_THAN_8_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
+MORE_THAN_8_BIT = {"I", "F"}
+BYTES_PER_PIXEL = 8  # of the largest file: 16 bits and an alpha channel, uncompressed
 PICTURE = re.compile(r"\d{8}T\d{12}Z-.*\.(ok|ng)\.(jpg|npz|part)")
 SMALLEST_PICTURE, LARGEST_PICTURE = 400, 1024
 LISTED_REGIONS = 20
 REMEMBERED_LATENCIES = 10_000
+REMEMBERED_FILES = 100_000
 BACKLOG = 10_000
 POLL = 0.1
 MEGABYTE = 1_000_000
@@ -110,7 +117,8 @@ class Bundle:
                 if not math.isfinite(value) or value < 0:
                     msg = f"A threshold of {value} is no score: give a finite number, not negative."
                     raise BundleError(msg)
-            _ = chosen["image_at_export"], metadata["input"]["width"], metadata["input"]["height"]
+            _ = [chosen[f"{name}_at_export"] for name in ("image", "pixel")]
+            _ = [metadata["input"][name] for name in ("width", "height", "network_size")]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             msg = f"{folder / METADATA} is damaged: {type(error).__name__} {error}. Copy the bundle again."
             raise BundleError(msg) from None
@@ -184,8 +192,9 @@ def decode(data: bytes, max_pixels: int, size: tuple[int, int] | None = None) ->
         if size is not None and image.size != size:
             msg = f"it has {image.width}x{image.height} pixels, the bundle was made for {size[0]}x{size[1]}"
             raise ImageError(msg)
-        if image.mode in MORE_THAN_8_BIT:
-            msg = f"it has 16-bit or float grey levels (mode {image.mode}), the model was trained on 8 bits"
+        # Pillow gives 16-bit colour as RGB; only the decoder's argument tells
+        if image.mode in MORE_THAN_8_BIT or ";16" in f"{image.mode}{getattr(image, 'tile', '')}":
+            msg = f"it has 16-bit or float levels (mode {image.mode}), the model was trained on 8 bits"
             raise ImageError(msg)
         if image.format == "PNG":
             image.verify()  # checksums, which decoding does not look at
@@ -195,10 +204,14 @@ def decode(data: bytes, max_pixels: int, size: tuple[int, int] | None = None) ->
 
 @dataclass
 class Part:
-    """A part on its way through the inspector; ``status`` is its file's size and time of change when it was read."""
+    """A part on its way through the inspector; ``status`` is its file's size and time of change when it was read.
 
-    number: int
+    ``fresh`` parts came while the folder was watched, so that their file's time need not be asked how old they are.
+    """
+
     path: Path
+    number: int = 0
+    fresh: bool = False
     status: tuple[int, int] | None = None
     image: np.ndarray | None = None
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
@@ -207,13 +220,18 @@ class Part:
 
 
 def read_part(
-    part: Part, decode_data: Callable[[bytes], np.ndarray], patience: float, stopping: Callable[[], bool]
+    part: Part,
+    decode_data: Callable[[bytes], np.ndarray],
+    max_bytes: int,
+    patience: float,
+    stopping: Callable[[], bool],
 ) -> np.ndarray:
     """Read a part's image, and wait for one that is still being written.
 
     Args:
         part: Part to read; its status is set.
         decode_data: Function from the file's contents to the image.
+        max_bytes: Size of a file that is not to be exceeded; looked at before anything is read.
         patience: Seconds after its last change for which a file that cannot be decoded is tried again.
         stopping: Whether nothing is to be waited for any more.
 
@@ -221,12 +239,18 @@ def read_part(
         What ``decode_data`` returns.
 
     Raises:
-        ImageError: As ``decode_data`` does.
+        ImageError: As ``decode_data`` does, or if it is too large or no file.
         Exception: Pillow's, if the file is damaged, or the system's.
     """
     since = time.monotonic()
     while True:
         status = part.path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would never end
+            msg = "it is no file"
+            raise ImageError(msg)
+        if status.st_size > max_bytes:
+            msg = f"it has {status.st_size} bytes, more than {BYTES_PER_PIXEL} for each of --max-pixels"
+            raise ImageError(msg)
         if part.status != (status.st_size, status.st_mtime_ns):
             part.status, since = (status.st_size, status.st_mtime_ns), time.monotonic()
         try:
@@ -234,8 +258,9 @@ def read_part(
         except ImageError:
             raise
         except Exception:
-            # by the file's own time too, so that an old damaged file costs none; its clock may be another machine's
-            waited = max(time.time() - status.st_mtime, time.monotonic() - since)
+            waited = time.monotonic() - since
+            if not part.fresh:  # an old damaged file costs no time; a fresh one's clock may be another machine's
+                waited = max(waited, time.time() - status.st_mtime)
             if waited > patience or stopping():
                 raise
         time.sleep(min(POLL, patience))
@@ -437,8 +462,12 @@ class Pictures:
         self._kept.append((path, len(buffer.getvalue())))
         self._total += len(buffer.getvalue())
         while self._total > self.quota and len(self._kept) > 1:
-            oldest, size = self._kept.popleft()
-            oldest.unlink(missing_ok=True)
+            oldest, size = self._kept[0]
+            try:
+                oldest.unlink(missing_ok=True)
+            except OSError:  # somebody looks at it, where that prevents it
+                break
+            self._kept.popleft()
             self._total -= size
         return path
 
@@ -494,10 +523,10 @@ class Log:
 
     def _rotate(self) -> None:
         self._file.close()
-        for number in range(self.files, 0, -1):
-            older = numbered(self.path, number - 1)
-            if older.exists():
-                older.replace(numbered(self.path, number))
+        # no further than the first gap: where somebody reads the newest, each attempt would push out the oldest
+        free = next((n for n in range(1, self.files) if not numbered(self.path, n).exists()), self.files)
+        for number in range(free, 0, -1):
+            numbered(self.path, number - 1).replace(numbered(self.path, number))
         self._open()
 
     def judged(self) -> dict[str, tuple[int, int]]:
@@ -512,9 +541,10 @@ class Log:
                         found[record["file"]] = record["bytes"], record["mtime_ns"]
         return found
 
-    def close(self) -> None:
-        """Close the file."""
+    def close(self) -> int:
+        """Close the file and return how many lines could not be written."""
         self._file.close()
+        return len(self._backlog)
 
 
 def numbered(path: Path, number: int) -> Path:
@@ -525,12 +555,18 @@ def numbered(path: Path, number: int) -> Path:
 # Where parts come from
 
 
-def list_images(source: Path, leave_out: Path | None) -> list[Path]:
-    """List the images of a file or a folder and those below it, sorted, but for the folder that is written to."""
-    if source.is_file():
+def list_images(source: Path, leave_out: Path | None, problem: Callable[[OSError], None] | None = None) -> list[Path]:
+    """List the images of a file or a folder and those below it, sorted.
+
+    Args:
+        source: File or folder.
+        leave_out: Folder that is written to.
+        problem: Called with the error of each folder that cannot be listed.
+    """
+    if os.path.isfile(source):  # noqa: PTH113 - Path's raises where a share is lost
         return [source]
-    found = []
-    for folder, folders, names in os.walk(source):
+    found: list[Path] = []
+    for folder, folders, names in os.walk(source, onerror=problem):
         folders[:] = [name for name in folders if Path(folder, name).resolve() != leave_out]
         found += [Path(folder, name) for name in names if Path(name).suffix.lower() in EXTENSIONS]
     return sorted(found)
@@ -551,38 +587,49 @@ def watch(
     judged: dict[str, tuple[int, int] | None],
     settle: float,
     stopping: Callable[[], bool],
-) -> Iterator[Path | None]:
+    warn: Callable[[str], None],
+) -> Iterator[tuple[Path, bool] | None]:
     """Yield each file of a folder once it has not changed for ``settle`` seconds, and again when it has changed.
 
     Args:
         source: Folder to watch, with those below it.
         leave_out: Folder that is written to.
         judged: For each file that was yielded the size and time that it was judged with, to be entered by the caller;
-            ``None`` while it is in hand. Files that are gone are taken out.
+            ``None`` while it is in hand. Beyond 100,000 files, those that are gone are taken out.
         settle: Seconds.
         stopping: Whether it is enough.
+        warn: Told, once, of a folder that cannot be listed, a lost share for one. It is tried again.
 
     Yields:
-        Path of a file, or ``None`` where there is no new one now.
+        Path of a file and whether it came or changed under watch, or ``None`` where there is no new one now.
     """
     waiting: dict[Path, tuple[tuple[int, int], float]] = {}
-    looked = -math.inf
+    present: dict[Path, tuple[int, int]] | None = None
+    look, lost = -math.inf, ""
     while not stopping():
         now = time.monotonic()
-        if now - looked >= POLL and source.is_dir():  # a lost share must not look like an emptied folder
-            looked = now
-            here = {path: status for path in list_images(source, leave_out) if (status := status_of(path))}
-            for gone in judged.keys() - map(str, here):
-                del judged[gone]
+        if now >= look:
+            problems: list[OSError] = []
+            here = {path: s for path in list_images(source, leave_out, problems.append) if (s := status_of(path))}
+            if problems and not lost:
+                warn(f"{problems[0]}; it is tried again")
+            lost = str(problems[0]) if problems else ""
+            if present is None:
+                present = here
+            # a file of the same name, size and time is the same part, though the share was lost in between
+            if len(judged) > REMEMBERED_FILES and not problems:
+                for gone in judged.keys() - map(str, here):
+                    del judged[gone]
             waiting = {
                 path: waiting[path] if path in waiting and waiting[path][0] == status else (status, now)
                 for path, status in here.items()
                 if judged.get(str(path), (-1, -1)) not in {None, status}
             }
-            for path, (_, since) in waiting.items():
+            for path, (status, since) in waiting.items():
                 if now - since >= settle and not stopping():
                     judged[str(path)] = None
-                    yield path
+                    yield path, present.get(path) != status
+            look = now + max(POLL, 2 * (time.monotonic() - now))  # a large folder must not keep verdicts waiting
         yield None
 
 
@@ -610,7 +657,7 @@ class Inspector:
         students = arguments.maps == "all"
         self.model = Model(bundle, arguments.device, many, arguments.threads, arguments.cache, students)
         self.begun = time.perf_counter()
-        self._quiet = False
+        self._quiet = self._unfinished = False
 
     def run(self) -> int:
         """Inspect the source and return the exit code."""
@@ -618,14 +665,15 @@ class Inspector:
         workers = self.model.requests + min(4, os.cpu_count() or 1)
         pending: list[Future[Part]] = []
         with ThreadPoolExecutor(workers) as pool:
-            for path in self._source():
-                if path is not None:
-                    pending.append(pool.submit(self._judge, Part(sum(self.counts.values()) + len(pending) + 1, path)))
+            for part in self._source():
+                if part is not None:
+                    part.number = sum(self.counts.values()) + len(pending) + 1
+                    pending.append(pool.submit(self._judge, part))
                     if len(pending) < 2 * workers:
                         continue
                 elif not pending:
                     time.sleep(POLL)
-                pending = self._tell_finished(pending, timeout=None if path else POLL)
+                pending = self._tell_finished(pending, timeout=None if part else POLL)
             while pending:
                 pending = self._tell_finished(pending, timeout=None)
         return self._close()
@@ -634,29 +682,40 @@ class Inspector:
         """Finish the parts in hand and end :meth:`run`; a signal's handler."""
         self.stopping = True  # an Event's lock may be held by the very code that a signal interrupts
 
-    def _source(self) -> Iterator[Path | None]:
+    def _source(self) -> Iterator[Part | None]:
         arguments = self.arguments
         leave_out = arguments.out.resolve() if arguments.out else None
         if arguments.watch:
             if self.log:
                 self.judged.update(self.log.judged())
-            yield from watch(arguments.source, leave_out, self.judged, arguments.settle, lambda: self.stopping)
+            for found in watch(
+                arguments.source, leave_out, self.judged, arguments.settle, lambda: self.stopping, self._warn
+            ):
+                yield found and Part(found[0], fresh=found[1])
             return
-        paths = list_images(arguments.source, leave_out)
-        if not paths:
+        problems: list[OSError] = []
+        parts = [Part(path) for path in list_images(arguments.source, leave_out, problems.append)]
+        parts += [Part(Path(str(error.filename)), problem=str(error)) for error in problems]
+        if not parts:
             msg = f"{arguments.source} has no images ({', '.join(sorted(EXTENSIONS))})."
             raise BundleError(msg)
-        for path in paths:
+        for part in parts:
+            self._unfinished = self.stopping
             if self.stopping:
                 return
-            yield path
+            yield part
 
     def _judge(self, part: Part) -> Part:
         """Decode and infer, in a thread of its own; whatever goes wrong is an ERROR of this part alone."""
+        if part.problem:
+            return part
         begun = time.perf_counter()
         try:
-            decode_data = partial(decode, max_pixels=self.arguments.max_pixels, size=self.model.size)
-            part.image = read_part(part, decode_data, self.arguments.patience, lambda: self.stopping)
+            max_pixels = self.arguments.max_pixels
+            decode_data = partial(decode, max_pixels=max_pixels, size=self.model.size)
+            part.image = read_part(
+                part, decode_data, BYTES_PER_PIXEL * max_pixels, self.arguments.patience, lambda: self.stopping
+            )
             part.outputs = self.model(part.image)
             if not math.isfinite(part.outputs["score"]):
                 part.problem = f"its score is {part.outputs['score']}"
@@ -706,24 +765,26 @@ class Inspector:
                 else self.bundle.threshold
             )
             record["regions"] = find_regions(anomaly_map, level, (part.image.shape[1], part.image.shape[0]))  # type: ignore[union-attr]
-            self._draw(part, record, anomaly_map > level)
+            self._save(part, record, anomaly_map > level)
         elif record["verdict"] == OK and self.arguments.pictures == "all":
-            self._draw(part, record, np.zeros(part.outputs["map"].shape, bool))
+            self._save(part, record, np.zeros(part.outputs["map"].shape, bool))
         size, time_ns = part.status or (None, None)
         return self._event("part", **record, bytes=size, mtime_ns=time_ns)
 
-    def _draw(self, part: Part, record: dict[str, Any], mask: np.ndarray) -> None:
-        if self.pictures is None or self.arguments.pictures == "none" or part.image is None:
+    def _save(self, part: Part, record: dict[str, Any], mask: np.ndarray) -> None:
+        if self.pictures is None or part.image is None:
             return
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
-        name = f"{now}-{part.path.stem[:80]}.{record['verdict'].lower()}"
-        heat = normalise(part.outputs["map"], self.bundle.metadata["normalisation"]["pixel"])
-        picture = draw(part.image, np.asarray(heat), mask, record.get("regions", []))
+        stem = part.path.stem.encode(errors="ignore")[:80].decode(errors="ignore")
+        name = f"{now}-{stem}.{record['verdict'].lower()}"
         try:
-            saved = self.pictures.save(
-                f"{name}.jpg", lambda file: picture.save(file, "JPEG", quality=90, subsampling=0)
-            )
-            record["picture"] = str(saved)
+            if self.arguments.pictures != "none":
+                heat = normalise(part.outputs["map"], self.bundle.metadata["normalisation"]["pixel"])
+                picture = draw(part.image, np.asarray(heat), mask, record.get("regions", []))
+                saved = self.pictures.save(
+                    f"{name}.jpg", lambda file: picture.save(file, "JPEG", quality=90, subsampling=0)
+                )
+                record["picture"] = str(saved)
             if self.arguments.maps != "none":
                 arrays = {output: value for output, value in part.outputs.items() if output != "score"}
                 record["maps"] = str(
@@ -732,7 +793,7 @@ class Inspector:
                         lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
                     )
                 )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             self._warn(f"picture not saved: {error}")
 
     def _event(self, name: str, **what: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -740,9 +801,14 @@ class Inspector:
         return {"event": name, "time": now, "bundle": self.bundle.identity, **what}
 
     def _setting(self) -> dict[str, Any]:
-        exported = self.bundle.metadata["threshold"]["image_at_export"]
-        if self.bundle.threshold != exported:
-            self._warn(f"the threshold is {self.bundle.threshold:.6g}, changed from {exported:.6g} at export")
+        thresholds = self.bundle.metadata["threshold"]
+        exported, pixel_exported = thresholds["image_at_export"], thresholds["pixel_at_export"]
+        for name, now, then in (
+            ("threshold", self.bundle.threshold, exported),
+            ("pixel threshold", self.bundle.pixel_threshold, pixel_exported),
+        ):
+            if now != then:
+                self._warn(f"the {name} is {now:.6g}, changed from {then:.6g} at export")
         return {
             "source": str(self.arguments.source),
             "device": self.arguments.device,
@@ -750,6 +816,7 @@ class Inspector:
             "threshold": self.bundle.threshold,
             "threshold_at_export": exported,
             "pixel_threshold": self.bundle.pixel_threshold,
+            "pixel_threshold_at_export": pixel_exported,
             "precision": self.bundle.metadata.get("precision"),
             "openvino": ov.__version__,
             "start_up_s": round(self.begun - STARTED, 3),
@@ -775,10 +842,12 @@ class Inspector:
             line += "".join(f"  {region['box']}" for region in record.get("regions", [])[:3])
         try:
             print(line, flush=True)
-        except OSError as error:
+        except BrokenPipeError as error:
             self._quiet = True
             self._warn(f"nobody reads the verdicts any more ({error}); inspection goes on without")
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+            silence_stdout()
+        except OSError as error:  # what was not written stays in the stream's buffer, for the next time
+            self._warn(f"verdict not written to standard output: {error}")
 
     def _warn(self, message: str) -> None:
         self._tell(f"warning: {message}")
@@ -799,16 +868,23 @@ class Inspector:
             "p50_ms": percentile(self.latencies, 50),
             "p99_ms": percentile(self.latencies, 99),
             "start_up_s": round(self.begun - STARTED, 3),
+            "stopped_early": self._unfinished,
         }
         self._write_log([self._event("summary", **summary)])
-        if self.log is not None:
-            self.log.close()
+        if self.log is not None and (lost := self.log.close()):
+            self._warn(f"{lost} lines of the log were never written")
+        counts = ", ".join(f"{self.counts[verdict]} {verdict}" for verdict in (OK, NG, ERROR))
         self._tell(
-            f"{parts} parts: " + ", ".join(f"{self.counts[verdict]} {verdict}" for verdict in (OK, NG, ERROR)) + "; "
+            f"{'stopped before all were judged; ' if self._unfinished else ''}{parts} parts: {counts}; "
             f"p50 {summary['p50_ms']} ms, p99 {summary['p99_ms']} ms, {summary['parts_per_second']} parts/s, "
             f"start-up {summary['start_up_s']} s"
         )
-        return EXIT_ERROR if self.counts[ERROR] else EXIT_NG if self.counts[NG] else 0
+        return EXIT_ERROR if self.counts[ERROR] or self._unfinished else EXIT_NG if self.counts[NG] else 0
+
+
+def silence_stdout() -> None:
+    """Let nothing more be written to standard output, whose failing last flush would change the exit code."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 def percentile(values: deque[float], percent: int) -> float | None:
@@ -826,7 +902,7 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Judge images of parts: OK, NG or ERROR.",
-        epilog="Exit code: 0 all parts OK, 3 NG found, 4 errors among the parts.",
+        epilog="Exit code: 0 all parts OK, 3 NG found, 4 errors among the parts or stopped before all were judged.",
     )
     number = positive(float)
     parser.add_argument("source", type=Path, help="image, or folder of images, with those below it")
@@ -840,7 +916,10 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
     parser.add_argument("--out", type=Path, help="folder for pictures; none without")
     parser.add_argument("--pictures", choices=["ng", "all", "none"], default="ng", help="parts to draw; default ng")
     parser.add_argument(
-        "--maps", choices=["none", "fused", "all"], default="none", help="raw maps to save as .npz with each picture"
+        "--maps",
+        choices=["none", "fused", "all"],
+        default="none",
+        help="raw maps to save, of all parts with --pictures all, else of NG",
     )
     parser.add_argument("--quota", type=number, default=1000, help="megabytes of pictures to keep; default 1000")
     parser.add_argument("--log", type=Path, help="file of JSON lines to append to")
@@ -859,6 +938,10 @@ def parse(arguments: list[str] | None = None, prog: str | None = None) -> argpar
         parser.error(f"{parsed.source} does not exist")
     if parsed.watch and not parsed.source.is_dir():
         parser.error(f"--watch needs a folder, {parsed.source} is none")
+    if parsed.out and parsed.out.resolve() == parsed.source.resolve():
+        parser.error(f"--out {parsed.out} is the folder of the images: the pictures would be judged too; give another")
+    if parsed.maps != "none" and not parsed.out:
+        parser.error("--maps needs --out, the folder that they are saved in")
     return parsed
 
 
@@ -887,10 +970,15 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
         for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), inspector.stop)
-        return inspector.run()
-    except (BundleError, OSError) as error:
+        exit_code = inspector.run()
+    except (BundleError, OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError
         print(f"inspector: error: {error}", file=sys.stderr)
         return 1
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence_stdout()
+    return exit_code
 
 
 if __name__ == "__main__":

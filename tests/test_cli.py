@@ -20,7 +20,7 @@ from PIL import Image
 
 from anomalib_dskd import Dskd
 
-from .conftest import REPO, SHARED, anomalib, needs_shared
+from .conftest import REPO, SHARED, anomalib, needs_shared, run
 
 METRICS = ("image_AUROC", "image_F1Score", "pixel_AUROC", "pixel_F1Score")
 
@@ -110,6 +110,32 @@ def test_export_predicts_as_the_checkpoint(trained, installed_wheel, tmp_path, m
         rtol=1e-3,
         atol=1e-4,
     )
+
+
+def test_export_quantises(trained, installed_wheel, data, tmp_path):
+    """As typed; every compression_type is in test_export.py."""
+    *_, checkpoint = trained
+    anomalib(
+        *["export", "--model", "Dskd", "--export_type", "openvino", "--ckpt_path", checkpoint],
+        *["--compression_type", "INT8_PTQ", *data],
+        cwd=tmp_path,
+        PYTHONPATH=installed_wheel,
+    )
+    (path,) = tmp_path.rglob("*.xml")
+    graph = openvino.Core().read_model(path)
+    assert "FakeQuantize" in {operation.get_type_name() for operation in graph.get_ops()}
+
+
+@pytest.mark.parametrize("command", ["export", "inspect", "--help"])
+def test_the_extra_that_lacks_is_named(command):
+    code = (
+        "import sys; sys.modules['openvino'] = sys.modules['nncf'] = None; "
+        f"sys.argv = ['anomalib-dskd', '{command}']; from anomalib_dskd.cli import main; main()"
+    )
+    result = run([sys.executable, "-c", code], check=False)
+    assert result.returncode == 1
+    assert "Run: pip install 'anomalib-dskd[openvino]'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_remaining_verbs(trained, installed_wheel, data, teacher_file, tmp_path):

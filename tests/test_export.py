@@ -22,10 +22,10 @@ from PIL import Image
 from anomalib_dskd import Dskd, inspector
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
-from anomalib_dskd.export.bundle import raw_thresholds
+from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import convert
-from anomalib_dskd.export.quantize import first_convolutions
-from anomalib_dskd.export.verify import Comparison
+from anomalib_dskd.export.quantize import _scaled, first_convolutions
+from anomalib_dskd.export.verify import Comparison, compare, find_images, image_pairs
 
 from .conftest import run
 
@@ -222,6 +222,32 @@ def test_a_bundle_of_another_checkpoint_is_found_out(small_checkpoint, small_bun
     assert "  flipped from " in capsys.readouterr().out
 
 
+def test_verify_refuses_what_export_does(small_checkpoint, small_bundle, mvtec_root, tmp_path, capsys):
+    """A checkpoint whose maps differ, though no verdict does; and images of a size that the bundle does not take."""
+    state = torch.load(small_checkpoint, weights_only=True)
+    state["state_dict"]["model.encoder.conv1.weight"].mul_(1.01)
+    torch.save(state, tmp_path / "other.ckpt")
+    bundle = shutil.copytree(small_bundle, tmp_path / "bundle")
+    set_threshold(bundle, 1e6)
+    with pytest.raises(DskdError, match="maps differ from the checkpoint's by"):
+        verify(tmp_path / "other.ckpt", bundle, mvtec_root / "stripes/test")
+    metadata = json.loads((bundle / "metadata.json").read_text())
+    metadata["input"].update(width=80, height=96)
+    (bundle / "metadata.json").write_text(json.dumps(metadata))
+    capsys.readouterr()
+    verify(small_checkpoint, bundle, mvtec_root / "stripes/test")
+    assert capsys.readouterr().out.count("Not verified, since it is not 80x96") == 8
+
+
+def test_a_bundle_that_returns_no_number_is_refused(model, small_bundle, mvtec_root, tmp_path):
+    pairs = list(image_pairs(find_images(mvtec_root / "stripes/test")[:1]))
+    bundle = shutil.copytree(small_bundle, tmp_path / "bundle")
+    ov.save_model(_scaled(convert(model), math.inf), bundle / "model.xml", compress_to_fp16=False)
+    write_metadata(bundle, json.loads((bundle / "metadata.json").read_text()))
+    with pytest.raises(DskdError, match="is no number"):
+        compare(model, bundle, pairs)
+
+
 def set_threshold(bundle: Path, threshold: float) -> None:
     metadata = json.loads((bundle / "metadata.json").read_text())
     metadata["threshold"]["image"] = threshold
@@ -238,7 +264,7 @@ def test_a_bundle_that_flips_verdicts_is_not_written(small_checkpoint, int8_bund
     state = torch.load(small_checkpoint, weights_only=True)
     state["state_dict"]["post_processor._image_threshold"].fill_((exact[farthest] + rounded[farthest]) / 2)
     torch.save(state, tmp_path / "moved.ckpt")
-    with pytest.raises(DskdError, match="the bundle was not written"):
+    with pytest.raises(DskdError, match="verdicts are flipped, more than max_flips=0"):
         export(tmp_path / "moved.ckpt", tmp_path / "refused", "int8", images=good)
     assert not list(tmp_path.glob("*refused*"))
 

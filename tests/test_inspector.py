@@ -14,6 +14,7 @@ import time
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -186,6 +187,18 @@ def test_regions_pictures_and_maps(bundle, images, threshold, tmp_path):
         assert np.abs(picture[:, :400] - original).mean() < 5
         assert (picture[:, 400:, 0] > picture[:, 400:, 1] + 100).any(), "red frames"
     assert len(list(out.glob("*.jpg"))) == len(list(out.glob("*.npz"))) == 4
+    maps = ["--out", tmp_path / "maps", "--maps", "fused", "--pictures", "none", "--threshold", threshold]
+    assert inspect(bundle, images, *maps).returncode == 3
+    assert {path.suffix for path in (tmp_path / "maps").iterdir()} == {".npz"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"), [(["--maps", "all"], "--maps needs --out"), (["--out"], "judged too")]
+)
+def test_options_that_contradict_each_other(bundle, images, arguments, reason):
+    result = inspect(bundle, images, *arguments, *([images] if arguments == ["--out"] else []))
+    assert result.returncode == 2
+    assert reason in result.stderr
 
 
 def test_threshold_is_data(bundle, images, threshold, tmp_path):
@@ -194,12 +207,16 @@ def test_threshold_is_data(bundle, images, threshold, tmp_path):
     metadata = json.loads((moved / "metadata.json").read_text())
     exported = metadata["threshold"]["image"]
     metadata["threshold"]["image"] = threshold
+    metadata["threshold"]["pixel"] *= 2
     (moved / "metadata.json").write_text(json.dumps(metadata))
-    for folder in (bundle, moved):
-        inspect(folder, images, "--log", log)
+    before, after = (inspect(folder, images, "--log", log).stderr for folder in (bundle, moved))
+    assert "changed from" not in before
+    assert "warning: the threshold is" in after
+    assert "warning: the pixel threshold is" in after
     starts = [record for record in records(log.read_text()) if record["event"] == "start"]
     assert [start["threshold"] for start in starts] == [exported, threshold]
     assert [start["threshold_at_export"] for start in starts] == [exported, exported]
+    assert starts[1]["pixel_threshold"] == 2 * starts[1]["pixel_threshold_at_export"]
     assert starts[0]["bundle"] == starts[1]["bundle"]
     first, second = parts(log)[:8], parts(log)[8:]
     assert [part["score"] for part in first] == pytest.approx([part["score"] for part in second], rel=1e-5)
@@ -234,6 +251,11 @@ def test_what_cannot_be_judged_is_an_error_and_never_ok(bundle, images, tmp_path
         (source / name).write_bytes(content)
     Image.fromarray(noise).save(source / "16_bit.png")
     Image.fromarray(noise.astype(np.float32)).save(source / "float.tif")
+    for name in ("16_bit_colour.png", "16_bit_colour.tif"):
+        cv2.imwrite(str(source / name), np.stack([noise] * 3, axis=-1))
+    os.mkfifo(source / "pipe.png")
+    with (source / "large.bmp").open("wb") as large:
+        large.truncate(8 * 5_000_000 + 1)
     Image.new("L", (3000, 2000)).save(source / "huge.png")
     Image.new("L", (96, 80)).save(source / "bomb.png")
     bomb = (source / "bomb.png").read_bytes()
@@ -253,14 +275,21 @@ def test_what_cannot_be_judged_is_an_error_and_never_ok(bundle, images, tmp_path
     verdicts = {Path(record["file"]).name: record for record in records(result.stdout)}
     fine = {name for name, record in verdicts.items() if record["verdict"] == "OK"}
     assert fine == {"whole.jpg", "fine_palette.png", "fine_grey.bmp"}
-    assert set(verdicts) == fine | set(broken) | {"16_bit.png", "float.tif", "huge.png", "bomb.png", "dangling.png"}
-    for name, reason in {
+    named = {
         "16_bit.png": "16-bit",
+        "16_bit_colour.png": "16-bit",
+        "16_bit_colour.tif": "16-bit",
+        "float.tif": "16-bit or float",
+        "pipe.png": "no file",
+        "large.bmp": "40000001 bytes, more than 8 for each of --max-pixels",
+        "dangling.png": "No such file",
         "huge.png": "3000x2000 pixels, more than --max-pixels 5000000",
         "bomb.png": "200000x200000",
         "empty.png": "it is empty",
         "cut.jpg": "truncated",
-    }.items():
+    }
+    assert set(verdicts) == fine | set(broken) | set(named)
+    for name, reason in named.items():
         assert reason in verdicts[name]["error"]
         assert verdicts[name]["score"] is None
     assert result.returncode == 4
@@ -330,6 +359,50 @@ def test_watched_folder(bundle, images, tmp_path):
     assert again.process.returncode == 3
 
 
+def test_a_lost_share_stops_nothing_and_is_not_judged_again(bundle, images, tmp_path):
+    """The folder vanishes, is an empty one for a while, as a mount point is, and comes back with one file more."""
+    folder, away = tmp_path / "line", tmp_path / "away"
+    folder.mkdir()
+    for index in range(3):
+        shutil.copy(images / "good/000.png", folder / f"{index}.png")
+    with Watching(bundle, folder, "--threshold", GONE, "--settle", 0.1) as watching:
+        watching.logged(3)
+        folder.replace(away)
+        time.sleep(1)
+        folder.mkdir()
+        time.sleep(1)
+        folder.rmdir()
+        shutil.copy(images / "good/000.png", away / "new.png")
+        away.replace(folder)
+        watching.logged(4)
+        time.sleep(1)
+    assert sorted(Path(record["file"]).name for record in parts(watching.log)) == ["0.png", "1.png", "2.png", "new.png"]
+    assert watching.process.returncode == 0
+    assert watching.stderr.count("it is tried again") in {1, 2}
+
+
+def test_a_fresh_file_is_waited_for_whatever_its_clock_says(bundle, images, tmp_path):
+    folder = tmp_path / "line"
+    folder.mkdir()
+    data = (images / "good/000.png").read_bytes()
+    with Watching(bundle, folder, "--threshold", GONE, "--settle", 0.1, "--patience", 20) as watching:
+        shutil.copy(images / "good/000.png", folder / "first.png")
+        watching.logged(1)
+        (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+        os.utime(tmp_path / "half.png", (0, 0))
+        (tmp_path / "half.png").replace(folder / "half.png")
+        time.sleep(1)
+        (folder / "half.png").write_bytes(data)
+        watching.logged(2)
+    assert [record["verdict"] for record in parts(watching.log)] == ["OK", "OK"]
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path):
+    problems: list[OSError] = []
+    assert inspector.list_images(tmp_path / "absent", None, problems.append) == []
+    assert [error.filename for error in problems] == [str(tmp_path / "absent")]
+
+
 def many(images: Path, folder: Path, number: int) -> Path:
     folder.mkdir()
     for index in range(number):
@@ -345,13 +418,14 @@ def test_sigterm_finishes_the_parts_in_hand(bundle, images, tmp_path):
     printed = [process.stdout.readline() for _ in range(20)]
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()  # communicate() would lose what readline() has read ahead
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == 4, "not all were judged"
     told = records("".join(printed) + rest)
     assert told == parts(log)
     assert 20 <= len(told) < 3000
     assert [record["part"] for record in told] == list(range(1, len(told) + 1))
     assert records(log.read_text())[-1]["event"] == "summary"
     assert records(log.read_text())[-1]["parts"] == len(told)
+    assert records(log.read_text())[-1]["stopped_early"]
 
 
 def test_log_survives_a_kill_and_is_continued(bundle, images, tmp_path):
@@ -383,6 +457,18 @@ def test_full_disk(bundle, images, tmp_path):
     assert result.returncode == 0
     assert len(records(result.stdout)) == 8
     assert "warning: log not written: [Errno 28]" in result.stderr
+
+    with Path("/dev/full").open("w") as full:
+        inspected = subprocess.run(
+            command(bundle, images, "--json", "--log", tmp_path / "printed.jsonl", "--threshold", GONE),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert inspected.returncode == 0
+    assert "verdict not written to standard output: [Errno 28]" in inspected.stderr
+    assert len(parts(tmp_path / "printed.jsonl")) == 8
 
     folder = tmp_path / "line"
     folder.mkdir()
@@ -433,6 +519,17 @@ def test_log_rotation(bundle, images, tmp_path):
     numbers = [record["part"] for name in reversed(names) for record in parts(tmp_path / name)]
     assert numbers == list(range(numbers[0], 61))
     assert all((tmp_path / name).stat().st_size < 20_000 for name in names)
+
+
+def test_log_rotation_that_was_interrupted_loses_no_older_file(tmp_path):
+    """Where somebody reads the newest file it may not be renamed, time and again."""
+    for number in (2, 3):
+        (tmp_path / f"log.{number}").write_text(f"{number}\n")
+    (tmp_path / "log").write_text("0\n")
+    log = inspector.Log(tmp_path / "log", size=1, files=3)
+    log.write([{"event": "start"}])
+    log.close()
+    assert [(tmp_path / f"log.{number}").read_text() for number in (1, 2, 3)] == ["0\n", "2\n", "3\n"]
 
 
 def test_quota_of_pictures(bundle, images, tmp_path):

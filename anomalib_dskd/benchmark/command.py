@@ -111,7 +111,7 @@ def _run_and_report(cells: list[Cell], out: Path, console: Console, run: Run, ti
     problems = [f"{cell}: {(read_result(out / cell.folder) or {}).get('reason')}" for cell in failed]
     if timing_rounds:
         console.print("Timing the models in turns")
-        problems += time_models(cells, out, timing_rounds)
+        problems += time_models(cells, out, timing_rounds, console)
     write_json(out / "run.json", {**record, "finished": _now()})
     write_report(out, record["command"])
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)

@@ -18,7 +18,11 @@ PROCESS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def interleave(
-    tasks: Mapping[Name, Sequence[Callable[[int], object]]], rounds: int, warmup: int = 3, seed: int = 0
+    tasks: Mapping[Name, Sequence[Callable[[int], object]]],
+    rounds: int,
+    warmup: int = 3,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> dict[Name, np.ndarray]:
     """Time each task once a round, in an order drawn anew for each round.
 
@@ -31,6 +35,7 @@ def interleave(
         rounds: Number of rounds that are timed.
         warmup: Number of rounds before.
         seed: Seed of the order.
+        progress: Called before each round with its number.
 
     Returns:
         For each task its seconds, ``(variants, rounds)``. Round for round they were taken close to each other: ratios
@@ -44,6 +49,7 @@ def interleave(
     gc.disable()  # it would strike one task or another
     try:
         for turn in range(-warmup, rounds):
+            progress(turn)
             for index in generator.permutation(len(names)):
                 variants = tasks[names[index]]
                 variants[0](turn)

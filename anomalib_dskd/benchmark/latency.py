@@ -68,6 +68,7 @@ def measure_latency(
     seed: int = 0,
     threads: int | None = None,
     reference: str | None = None,
+    progress: Callable[[str, int, int], object] = lambda *_: None,
 ) -> list[dict[str, Any]]:
     """Time models in turns within this process, on the CPU; start it with :data:`.interleaved.PROCESS_ENVIRONMENT`.
 
@@ -92,6 +93,7 @@ def measure_latency(
         seed: Seed of the order in each round.
         threads: Number of threads. Defaults to torch's.
         reference: Model that ``ratio`` compares with. Defaults to the first.
+        progress: Called with the stage, and steps done and to be done in it.
 
     Returns:
         A row for each model, engine (``torch``, ``openvino``), precision (``f32``, ``bf16``, ``int8``) and batch:
@@ -114,7 +116,9 @@ def measure_latency(
         raise DskdError(msg)
     rows: list[dict[str, Any]] = []
     with _on_cpu(models.values(), threads) as used_threads:
-        exports = _export_all(models, folder, image_size, calibration, batches) if "openvino" in engines else {}
+        exports = {}
+        if "openvino" in engines:
+            exports = _export_all(models, folder, image_size, calibration, batches, progress)
         bf16 = has_bf16()
         candidates = [
             Candidate(name, engine, precision)
@@ -128,7 +132,8 @@ def measure_latency(
             batch_rounds = rounds if batch == 1 else max(rounds // batch, min(rounds, MIN_ROUNDS))
             paths = [[images[(first + index) % len(images)] for index in range(batch)] for first in range(len(images))]
             loaded = {candidate: _load(candidate, build, models, paths[0], image_size) for candidate in candidates}
-            seconds = _time(loaded, paths, image_size, batch_rounds, warmup, seed)
+            told = partial(_tell_round, progress, batch, warmup, batch_rounds)
+            seconds = _time(loaded, paths, image_size, batch_rounds, warmup, seed, told)
             for candidate in candidates:
                 row = {**candidate._asdict(), "batch": batch, "threads": used_threads, **loaded[candidate].figures}
                 row["exported_mb"] = _exported_mb(candidate, exports)
@@ -192,6 +197,7 @@ def _time(
     rounds: int,
     warmup: int,
     seed: int,
+    progress: Callable[[int], object],
 ) -> dict[Candidate, np.ndarray]:
     """Return the seconds of every engine for a batch in memory and, where that is one image, from its file."""
     batches = [read_images(batch, image_size) for batch in paths[:rounds]]
@@ -201,7 +207,11 @@ def _time(
             tasks[candidate] = [partial(_predict, engine, batches)]
             if len(paths[0]) == 1:
                 tasks[candidate].append(partial(_read_and_predict, engine, paths, image_size))
-    return interleave(tasks, rounds, warmup, seed)
+    return interleave(tasks, rounds, warmup, seed, progress)
+
+
+def _tell_round(progress: Callable[[str, int, int], object], batch: int, warmup: int, rounds: int, turn: int) -> None:
+    progress(f"batch {batch}", turn + warmup, rounds + warmup)
 
 
 def _predict(engine: Engine, batches: Sequence[np.ndarray], turn: int) -> None:
@@ -244,9 +254,14 @@ def _export_all(
     image_size: tuple[int, int],
     calibration: Sequence[str | Path],
     batches: Sequence[int],
+    progress: Callable[[str, int, int], object],
 ) -> dict[str, dict[str, Exported]]:
     images = read_images(calibration, image_size) if calibration else None
-    return {name: export(model, folder / name, image_size, batches, images) for name, model in models.items()}
+    exports = {}
+    for number, (name, model) in enumerate(models.items()):
+        progress("export", number, len(models))
+        exports[name] = export(model, folder / name, image_size, batches, images)
+    return exports
 
 
 def _build(

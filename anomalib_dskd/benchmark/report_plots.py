@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from sklearn.metrics import roc_curve
 
+from .config import slug
 from .report_cells import Results, read_arrays
 from .report_document import Figure
 from .report_growth import MEASURES, growth
@@ -229,6 +230,7 @@ def _finish(axes) -> None:  # noqa: ANN001
 
 
 def _save(canvas: Canvas, path: Path, alt: str, caption: str) -> Figure:
+    path = path.with_name(slug(path.name))  # Markdown takes no blanks in a link
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path)
     return Figure(path, alt, caption)

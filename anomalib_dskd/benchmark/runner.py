@@ -47,19 +47,11 @@ def run_local(cells: Sequence[Cell], out: Path, console: Console) -> None:
         out: Folder of the benchmark.
         console: Where to show progress.
     """
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bars(console) as progress:
         cells_done = progress.add_task("cells", total=len(cells))
         for number, cell in enumerate(cells, start=1):
             steps = progress.add_task(str(cell), total=None)
-            result = run_process(cell, out, partial(_show, progress, steps))
+            result = run_process(cell, out, partial(show_state, progress, steps))
             progress.remove_task(steps)
             progress.advance(cells_done)
             announce(cell, result, console, f"{number}/{len(cells)}")
@@ -93,7 +85,7 @@ def run_process(cell: Cell, out: Path, watch: Callable[[dict[str, Any]], None] =
         try:
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
-                watch(_read(work / PROGRESS))
+                watch(read_state(work / PROGRESS))
         finally:
             process.kill()
             process.wait()
@@ -121,7 +113,21 @@ def announce(cell: Cell, result: dict[str, Any], console: Console, number: str) 
         console.print(f"[yellow]{number} {cell}: {result['reason']}", soft_wrap=True, highlight=False)
 
 
-def _show(progress: Progress, task: TaskID, state: dict[str, Any]) -> None:
+def progress_bars(console: Console) -> Progress:
+    """Return bars that tell what is done, what is to come and the time left."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True)
+
+
+def show_state(progress: Progress, task: TaskID, state: dict[str, Any]) -> None:
+    """Show what a process of its own has written of its progress."""
     if "step" in state:
         progress.update(task, completed=state["step"], total=state["steps"])
     description = progress.tasks[progress.task_ids.index(task)].description.split(" | ")[0]
@@ -130,7 +136,8 @@ def _show(progress: Progress, task: TaskID, state: dict[str, Any]) -> None:
     progress.update(task, description=f"{description} | {stage}{epoch}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what a process has written of its progress; nothing if it has not yet."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,21 +17,26 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from .config import Cell, slug
 from .interleaved import PROCESS_ENVIRONMENT
+from .runner import POLL_SECONDS, progress_bars, read_state, show_state
 from .store import FAILED, WEIGHTS, read_result, write_json
 
 TEST_IMAGES = 16
 CALIBRATION_IMAGES = 16
+PROGRESS = ".progress"
 
 
-def time_models(cells: Sequence[Cell], out: Path, rounds: int) -> list[str]:
+def time_models(cells: Sequence[Cell], out: Path, rounds: int, console: Console) -> list[str]:
     """Write ``costs/<data>.json`` for each data set, from its first category and seed; what is there is kept.
 
     Args:
         cells: Cells of the benchmark, finished as far as they could be.
         out: Folder of the benchmark.
         rounds: Timed runs of each model and engine.
+        console: Where to show progress.
 
     Returns:
         What went wrong; a model that cannot be exported is no failure but a row with its error.
@@ -49,18 +55,29 @@ def time_models(cells: Sequence[Cell], out: Path, rounds: int) -> list[str]:
         request = out / "costs" / f"{slug(data)}.task"
         write_json(request, {**task, "digest": digest, "target": str(target)})
         command = [sys.executable, "-m", "anomalib_dskd.benchmark.timing", str(out), str(request)]
-        with log.open("ab") as printed:
-            status = subprocess.run(  # noqa: S603
-                command,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **PROCESS_ENVIRONMENT},
-                check=False,
-            ).returncode
+        status = _run(command, log, request.with_suffix(PROGRESS), f"timing on {data}", console)
         request.unlink()
         if status != 0:
             problems.append(f"timing the models of {data}: {log} says why")
     return problems
+
+
+def _run(command: list[str], log: Path, state: Path, what: str, console: Console) -> int:
+    """Run the process that measures, show its progress and return its exit status."""
+    with log.open("ab") as printed, progress_bars(console) as progress:
+        bar = progress.add_task(what, total=None)
+        process = subprocess.Popen(  # noqa: S603
+            command, stdout=printed, stderr=subprocess.STDOUT, env={**os.environ, **PROCESS_ENVIRONMENT}
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                show_state(progress, bar, read_state(state))
+        finally:
+            process.kill()
+            process.wait()
+            state.unlink(missing_ok=True)
+    return process.returncode
 
 
 def _choose(cells: list[Cell], out: Path) -> list[Cell]:
@@ -73,7 +90,7 @@ def _choose(cells: list[Cell], out: Path) -> list[Cell]:
     return list(chosen.values())
 
 
-def _measure(out: Path, task: dict[str, Any]) -> None:
+def _measure(out: Path, task: dict[str, Any], state: Path) -> None:
     # here, so that the process that shows progress stays small
     from .environment import environment  # noqa: PLC0415
     from .latency import measure_latency  # noqa: PLC0415
@@ -91,6 +108,7 @@ def _measure(out: Path, task: dict[str, Any]) -> None:
         tuple(cells[0].config["image_size"]),
         calibration=data.train_data.samples.image_path.iloc[:CALIBRATION_IMAGES].tolist(),
         rounds=task["rounds"],
+        progress=lambda stage, step, steps: write_json(state, {"stage": stage, "step": step, "steps": steps}),
     )
     shutil.rmtree(exports, ignore_errors=True)
     for row in rows:
@@ -102,9 +120,9 @@ def _measure(out: Path, task: dict[str, Any]) -> None:
 
 def main() -> int:
     """Measure the models of a task's cells."""
-    out, task = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    out, request = Path(sys.argv[1]), Path(sys.argv[2])
     try:
-        _measure(out, task)
+        _measure(out, json.loads(request.read_text(encoding="utf-8")), request.with_suffix(PROGRESS))
     except Exception:  # noqa: BLE001  # for the log
         traceback.print_exc()
         return 1

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import openvino as ov
-from PIL import Image
 
 from anomalib_dskd import __version__, inspector
 from anomalib_dskd.errors import DskdError, check_choice
@@ -23,7 +22,18 @@ from anomalib_dskd.model import Dskd
 from .checkpoint import load_checkpoint
 from .graph import convert
 from .quantize import quantize
-from .verify import MAX_PIXELS, TOLERANCE, Comparison, compare, drawn_pairs, find_images, image_pairs
+from .verify import (
+    MAX_PIXELS,
+    Comparison,
+    bundle_size,
+    common_size,
+    compare,
+    drawn_pairs,
+    find_images,
+    fitting,
+    image_pairs,
+    refuse_differences,
+)
 
 PRECISIONS = ("f32", "f16", "int8")
 VERSIONS = ("anomalib", "torch", "torchvision", "timm", "openvino", "nncf", "pillow", "numpy")
@@ -102,15 +112,6 @@ def raw_thresholds(model: Dskd) -> dict[str, float]:
     return thresholds
 
 
-def common_size(images: Sequence[Path]) -> tuple[int, int] | None:
-    """Return width and height of the images if all are alike, else ``None``."""
-    sizes = set()
-    for path in images:
-        with Image.open(path) as image:
-            sizes.add(image.size)
-    return sizes.pop() if len(sizes) == 1 else None
-
-
 def write_files(folder: Path, graph: ov.Model, precision: str) -> None:
     """Write all files of a bundle but ``metadata.json``."""
     ov.save_model(graph, folder / "model.xml", compress_to_fp16=precision == "f16")
@@ -185,28 +186,13 @@ def check(
         What ``metadata.json`` says of it.
 
     Raises:
-        DskdError: If more than ``max_flips`` verdicts are flipped, or if with f32 a map differs by more than 1e-4.
+        DskdError: If :func:`~anomalib_dskd.export.verify.refuse_differences` does.
     """
-    size = (contract["width"], contract["height"]) if contract["width"] else None
-    usable = []
-    for path in images:
-        if size is None or common_size([path]) == size:
-            usable.append(path)
-        else:
-            print(f"Not verified, since it is not {size[0]}x{size[1]}: {path}")  # noqa: T201
+    size = bundle_size(contract)
     drawn = compare(model, folder, drawn_pairs(size))
-    real = compare(model, folder, image_pairs(usable))
+    real = compare(model, folder, image_pairs(fitting(images, size)))
     print(real.report() if images else "No images were given to verify with; drawn pictures alone were compared.")  # noqa: T201
-    worst = max(drawn.map_difference, real.map_difference)
-    if precision == "f32" and worst > TOLERANCE:
-        msg = f"The bundle's maps differ from the checkpoint's by {worst:.1e}, more than {TOLERANCE:.0e}; not written."
-        raise DskdError(msg)
-    if len(real.flips) > max_flips:
-        msg = (
-            f"{len(real.flips)} verdicts are flipped, more than max_flips={max_flips}: the bundle was not written. "
-            "Use precision f32, or allow for so many."
-        )
-        raise DskdError(msg)
+    refuse_differences(max(drawn.map_difference, real.map_difference), len(real.flips), precision, max_flips)
     return {"drawn_pictures": _without_flips(drawn), "images": real.summary() if images else "none were given"}
 
 

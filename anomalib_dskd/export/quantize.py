@@ -20,11 +20,14 @@ UNTOUCHED = (r"__module\.transform.*", r"aten::.*", r".*anomaly_map_generator.*"
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 
 
-def quantize(graph: ov.Model, images: Sequence[Path], max_pixels: int) -> ov.Model:
+def quantize(
+    graph: ov.Model, images: Sequence[Path], max_pixels: int, in_float: Sequence[str] | None = None
+) -> ov.Model:
     """Quantise the networks of a graph after training.
 
     Resize, distances and maps stay in float32, and so do the convolutions that read the image: an image brighter
-    than those that the value ranges were taken from would be clipped there, at the root of teacher and students. What
+    than those that the value ranges were taken from would be clipped there, at the root of teacher and students; of all
+    layers they cost most (``examples/int8_sensitivity.py``). What
     rounding adds to the distances of normal images is taken off again by one factor on score and maps, so that the
     thresholds of the checkpoint stay right.
 
@@ -32,6 +35,7 @@ def quantize(graph: ov.Model, images: Sequence[Path], max_pixels: int) -> ov.Mod
         graph: Graph as :func:`~anomalib_dskd.export.graph.convert` returns it.
         images: Normal images that value ranges and the factor are taken from; 100 of them, evenly spread, are used.
         max_pixels: As in :func:`anomalib_dskd.inspector.decode`.
+        in_float: Names of the layers that stay in float32; by default :func:`first_convolutions`.
 
     Returns:
         Quantised graph with the same input and outputs.
@@ -47,7 +51,11 @@ def quantize(graph: ov.Model, images: Sequence[Path], max_pixels: int) -> ov.Mod
         subset_size=len(chosen),
         preset=nncf.QuantizationPreset.MIXED,
         fast_bias_correction=False,
-        ignored_scope=nncf.IgnoredScope(names=first_convolutions(graph), patterns=list(UNTOUCHED), validate=False),
+        ignored_scope=nncf.IgnoredScope(
+            names=first_convolutions(graph) if in_float is None else list(in_float),
+            patterns=list(UNTOUCHED),
+            validate=False,
+        ),
     )
     exact, rounded = (np.array(list(_scores(each, map(read, chosen)))) for each in (graph, quantised))
     return _scaled(quantised, float(np.median(exact / np.maximum(rounded, np.finfo(np.float32).tiny))))
@@ -83,4 +91,8 @@ def _scaled(graph: ov.Model, factor: float) -> ov.Model:
         process.output(output.get_any_name()).postprocess().custom(
             lambda values: ops.multiply(values, np.float32(factor)).output(0)
         )
-    return process.build()
+    names = [output.get_names() for output in graph.outputs]
+    scaled = process.build()
+    for output, named in zip(scaled.outputs, names, strict=True):
+        output.set_names(named)  # which the step takes from a graph that has not been quantised
+    return scaled

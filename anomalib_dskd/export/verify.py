@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from anomalib.data.utils import read_image
+from PIL import Image
 from rich.progress import track
 
 from anomalib_dskd import inspector
@@ -112,6 +113,9 @@ def compare(model: Dskd, bundle: Path, pairs: Iterable[Pair]) -> Comparison:
         bundle: Folder of the bundle.
         pairs: For each image its name, the image ``(3, H, W)`` in [0, 1] as anomalib reads it, and ``(H, W, 3)`` in
             ``uint8`` as the inspector does.
+
+    Raises:
+        DskdError: If the bundle returns a NaN or an infinity.
     """
     opened = inspector.Bundle.open(bundle)
     exported = inspector.Model(opened, throughput=False)
@@ -123,6 +127,9 @@ def compare(model: Dskd, bundle: Path, pairs: Iterable[Pair]) -> Comparison:
             predicted = model.model.predict(model.model.distances(resized), resized.shape[-2:])
         expected = predicted.anomaly_map.squeeze().cpu().numpy()
         found = exported(decoded)
+        if not all(np.isfinite(found[output]).all() for output in ("score", "map")):
+            msg = f"The bundle's score or map of {name} is no number; the checkpoint's score is {predicted.pred_score}."
+            raise DskdError(msg)
         difference = np.abs(found["map"] - expected).max() / max(expected.max(), np.finfo(np.float32).tiny)
         comparison.map_difference = max(comparison.map_difference, float(difference))
         comparison.names.append(name)
@@ -165,6 +172,46 @@ def find_images(folder: Path | None) -> list[Path]:
     return found
 
 
+def common_size(images: Sequence[Path]) -> tuple[int, int] | None:
+    """Return width and height of the images if all are alike, else ``None``."""
+    sizes = set()
+    for path in images:
+        with Image.open(path) as image:
+            sizes.add(image.size)
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def fitting(images: Sequence[Path], size: tuple[int, int] | None) -> list[Path]:
+    """Return the images of the width and height that a bundle takes, all if it takes any, and print the others."""
+    usable = []
+    for path in images:
+        if size is None or common_size([path]) == size:
+            usable.append(path)
+        else:
+            print(f"Not verified, since it is not {size[0]}x{size[1]}: {path}")  # noqa: T201
+    return usable
+
+
+def refuse_differences(map_difference: float, flips: int, precision: str, max_flips: int) -> None:
+    """Raise if a bundle does not decide as its checkpoint does.
+
+    Args:
+        map_difference: Largest relative difference of a map; with ``"f32"`` at most 1e-4.
+        flips: Flipped verdicts.
+        precision: The bundle's.
+        max_flips: Flipped verdicts to put up with.
+
+    Raises:
+        DskdError: If one of them is too large.
+    """
+    if flips > max_flips:
+        msg = f"{flips} verdicts are flipped, more than max_flips={max_flips}. Use precision f32, or allow for so many."
+        raise DskdError(msg)
+    if precision == "f32" and map_difference > TOLERANCE:
+        msg = f"The bundle's maps differ from the checkpoint's by {map_difference:.1e}, more than {TOLERANCE:.0e}."
+        raise DskdError(msg)
+
+
 def verify(ckpt: Path, bundle: Path, images: Path, max_flips: int = 0) -> None:
     """Compare the verdicts of a bundle with its checkpoint's.
 
@@ -175,13 +222,18 @@ def verify(ckpt: Path, bundle: Path, images: Path, max_flips: int = 0) -> None:
         max_flips: Flipped verdicts to put up with.
 
     Raises:
-        DskdError: If more verdicts are flipped.
+        DskdError: If more verdicts are flipped, or maps differ by more than 1e-4 with precision f32.
     """
     try:
-        comparison = compare(load_checkpoint(ckpt), bundle, image_pairs(find_images(images)))
+        metadata = inspector.Bundle.open(bundle).metadata
+        usable = fitting(find_images(images), bundle_size(metadata["input"]))
+        comparison = compare(load_checkpoint(ckpt), bundle, image_pairs(usable))
     except inspector.BundleError as error:
         raise DskdError(str(error)) from None
     print(comparison.report())  # noqa: T201
-    if len(comparison.flips) > max_flips:
-        msg = f"{len(comparison.flips)} verdicts are flipped, more than max_flips={max_flips}."
-        raise DskdError(msg)
+    refuse_differences(comparison.map_difference, len(comparison.flips), metadata.get("precision", ""), max_flips)
+
+
+def bundle_size(contract: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the width and height of the images that a bundle takes, ``None`` if it takes any."""
+    return (contract["width"], contract["height"]) if contract["width"] else None
