@@ -4,7 +4,8 @@
 """Which layers INT8 must leave in float32: scores of normal images with all layers in INT8 but those of one scale.
 
 Value ranges come from every second training image, the differences from the others; no test image is seen. One factor
-has been taken off the scores, so what is printed is what no threshold can make good.
+has been taken off the scores, so what is printed is what no threshold can make good: the standard deviation and the
+largest of the scores' relative differences. The Gaussian of the maps, of the input's height, is in float32 anyway.
 
 python examples/int8_sensitivity.py --ckpt model.ckpt --images DATA/train/good
 """
@@ -67,3 +68,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+
+# Prints:
+# 100 normal images
+# convolutions in float32      number   spread  largest  correlation of scores
+# none                              0   0.3108   1.1520   0.6860
+# those that read the image         2   0.0211   0.0610   0.9935
+# output height 64                 12   0.3172   1.1442   0.6915
+# output height 32                 16   0.3125   1.1437   0.6904
+# output height 16                 18   0.3147   1.1623   0.6885
+# output height 8                   6   0.3118   1.1517   0.6868
+# output height 256                 6   0.3108   1.1520   0.6860
