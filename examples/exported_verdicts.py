@@ -45,7 +45,7 @@ Judge = Callable[[str], Judged]
 def by_checkpoint(model: Dskd, path: str) -> Judged:
     """Return normalised score, map and verdict of an image."""
     resized = model.pre_processor.transform(read_image(path, as_tensor=True)[None])
-    raw = model.model.predict(model.model.distances(resized), resized.shape[-2:])
+    raw = model.model(resized)
     judged = model.post_processor(raw)
     return float(judged.pred_score), judged.anomaly_map.squeeze().numpy(), bool(judged.pred_label)
 

@@ -8,7 +8,7 @@ import torch
 from anomalib.models.image.stfpm.anomaly_map import AnomalyMapGenerator as StfpmAnomalyMapGenerator
 
 from anomalib_dskd.errors import DskdError
-from anomalib_dskd.model.components import feature_distance
+from anomalib_dskd.model.components import feature_distance, region_distance
 from anomalib_dskd.model.cost import part_costs
 from anomalib_dskd.model.loss import PyramidMatchingLoss
 from anomalib_dskd.model.torch_model import DskdModel
@@ -85,7 +85,7 @@ def test_decoder_is_of_the_encoders_scale():
 
 def test_encoder_alone_is_stfpm():
     """With equal weights anomalib's STFPM gives the same maps, up to the scale it halves the distance by."""
-    model = build(students="encoder", scale_fusion="product", smoothing=0).eval()
+    model = build(students="encoder", scale_fusion="product", smoothing=0, regions=False).eval()
     assert model.decoder is None
     assert model.embedding is None
     batch = images(2, (96, 80))
@@ -99,6 +99,32 @@ def test_encoder_alone_is_stfpm():
         actual = model(batch).anomaly_map
     assert actual.std() > 0
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_distance_of_regions():
+    """It is zero where differences cancel and the distance itself where they agree."""
+    teacher = torch.randn(1, 5, 20, 20)
+    torch.testing.assert_close(region_distance(teacher, 3 * teacher), torch.zeros(1, 1, 20, 20))
+    constant, other = (torch.randn(1, 5, 1, 1).expand(-1, -1, 20, 20) for _ in range(2))
+    torch.testing.assert_close(region_distance(constant, other), feature_distance(constant, other))
+    student = torch.randn(1, 5, 20, 20)
+    residual = torch.nn.functional.normalize(teacher, dim=1) - torch.nn.functional.normalize(student, dim=1)
+    found = region_distance(teacher, student)[0, 0]
+    for row, column in [(10, 10), (0, 0), (19, 5)]:
+        inside = residual[0, :, max(0, row - 3) : row + 4, max(0, column - 3) : column + 4]
+        torch.testing.assert_close(found[row, column], inside.mean(dim=(1, 2)).square().sum() / 2)
+
+
+def test_regions_are_added():
+    with_regions, without = (build(regions=regions) for regions in (True, False))
+    features = with_regions.features(images())
+    distances = with_regions.distances(*features)
+    anomalies = with_regions.anomalies(*features)
+    for student, scales in without.anomalies(*features).items():
+        for scale, distance in enumerate(scales):
+            torch.testing.assert_close(distance, distances[student][scale])
+            added = region_distance(features[0][scale], features[1][student][scale])
+            torch.testing.assert_close(anomalies[student][scale], distance + 2 * added)
 
 
 def test_distance_is_one_minus_cosine():
@@ -125,7 +151,7 @@ def test_embedding_lets_the_decoder_see_all_scales(embedding):
     assert (model.embedding is not None) == embedding
     seen = [features.detach().requires_grad_() for features in model.encoder(images())]
     model.encoder.forward = lambda _: seen
-    PyramidMatchingLoss()({"decoder": model.distances(images())["decoder"]}).backward()
+    PyramidMatchingLoss()({"decoder": model.distances(*model.features(images()))["decoder"]}).backward()
     assert [features.grad is not None for features in seen] == [embedding, embedding, True]
 
 
@@ -149,7 +175,7 @@ def test_layers_choose_the_scales():
 def test_fusions_and_smoothing_do_what_they_say():
     base = build(smoothing=0).eval()
     with torch.no_grad():
-        distances = base.distances(images())
+        distances = base.distances(*base.features(images()))
     size = torch.Size((64, 64))
 
     def predict(**kwargs) -> torch.Tensor:

@@ -279,7 +279,7 @@ def test_validation_loss_is_of_normal_images(tmp_path, data):
     runner.fit(model, datamodule=datamodule)
     normal = torch.cat([batch.image[batch.gt_label == 0] for batch in datamodule.val_dataloader()])
     with torch.no_grad():
-        expected = model.loss(model.model.eval().distances(model.pre_processor(normal)))
+        expected = model.loss(model.model.distances(*model.model.eval().features(model.pre_processor(normal))))
     torch.testing.assert_close(runner.trainer.callback_metrics["val_loss"], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -46,9 +46,9 @@ class DecisionGraph(nn.Module):
             shape ``(B, h, w)``; all raw.
         """
         resized = self.transform(to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True))
-        distances, size = self.model.distances(resized), resized.shape[-2:]
-        predicted = self.model.predict(distances, size)
-        maps = {f"{student}_map": each for student, each in self.model.student_maps(distances, size).items()}
+        anomalies, size = self.model.anomalies(*self.model.features(resized)), resized.shape[-2:]
+        predicted = self.model.predict(anomalies, size)
+        maps = {f"{student}_map": each for student, each in self.model.student_maps(anomalies, size).items()}
         return {
             "score": predicted.pred_score,
             **{name: each.squeeze(1) for name, each in {"map": predicted.anomaly_map, **maps}.items()},

@@ -41,7 +41,7 @@ from .components import pretrained_cfg
 from .loss import PyramidMatchingLoss
 from .post_processor import DskdPostProcessor
 from .teacher_weights import load_teacher
-from .torch_model import MIN_SIZE, DskdModel
+from .torch_model import MIN_SIZE, DskdModel, Maps
 from .visualizer import DskdVisualizer
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ NETWORK_ARGUMENTS = (
     "scale_fusion",
     "student_fusion",
     "smoothing",
+    "regions",
 )
+BEFORE_IT_EXISTED = {"regions": False}
 SAVED_ARGUMENTS = (*NETWORK_ARGUMENTS, "image_size")
 
 
@@ -104,6 +106,7 @@ class Dskd(AnomalibModule):
         scale_fusion: ``"sum"``, ``"product"`` or ``"max"`` over scales.
         student_fusion: ``"sum"``, ``"product"`` or ``"max"`` over students.
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
+        regions: Whether the distances of regions are added to those of single locations. Defaults to ``True``.
         false_alarm_rate: Share of good parts that may be called defective. Sets the thresholds where the validation
             images are all normal (``val_split_mode=from_train``); with defective ones among them the best F1 does.
             Photographs of one part, told by a column ``part`` of the data set's samples, count once, with the
@@ -142,6 +145,7 @@ class Dskd(AnomalibModule):
         scale_fusion: str = "sum",
         student_fusion: str = "sum",
         smoothing: float = 4.0,
+        regions: bool = True,
         false_alarm_rate: float = 0.01,
         training_steps: int = 300,
         learning_rate: float = 5e-3,
@@ -242,37 +246,38 @@ class Dskd(AnomalibModule):
     def training_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Compute the pyramid-matching loss of a batch of normal images ``(B, 3, H, W)``."""
         del args, kwargs
-        loss = self.loss(self.model.distances(batch.image))
+        loss = self.loss(self.model.distances(*self.model.features(batch.image)))
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=batch.batch_size)
         return loss
 
     def validation_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Predict, and log as ``val_loss`` the loss of the batch's normal images."""
         del args, kwargs
-        distances = self.model.distances(batch.image)
+        features = self.model.features(batch.image)
+        distances = self.model.distances(*features)
         normal = batch.gt_label == 0
         if normal.any():
             normal_distances = {student: [scale[normal] for scale in scales] for student, scales in distances.items()}
             self.val_loss.update(self.loss(normal_distances), normal.sum())
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=batch.batch_size)
-        return self._update(batch, distances)
+        return self._update(batch, features)
 
     def test_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Predict a batch, with each student's map."""
         del args, kwargs
-        return self._update(batch, self.model.distances(batch.image), with_students=True)
+        return self._update(batch, self.model.features(batch.image), with_students=True)
 
     def predict_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Predict a batch, with each student's map."""
         return self.test_step(batch, *args, **kwargs)
 
     def _update(
-        self, batch: DskdBatch, distances: dict[str, list[torch.Tensor]], with_students: bool = False
+        self, batch: DskdBatch, features: tuple[Maps, dict[str, Maps]], with_students: bool = False
     ) -> DskdBatch:
-        size = batch.image.shape[-2:]
-        batch.update(**self.model.predict(distances, size)._asdict())
+        anomalies, size = self.model.anomalies(*features), batch.image.shape[-2:]
+        batch.update(**self.model.predict(anomalies, size)._asdict())
         if with_students:
-            maps = self.model.student_maps(distances, size)
+            maps = self.model.student_maps(anomalies, size)
             batch.update(**{f"{student}_map": student_map.squeeze(1) for student, student_map in maps.items()})
         return batch
 
@@ -453,7 +458,7 @@ class Dskd(AnomalibModule):
             checkpoint["state_dict"] = self.state_dict()
             del checkpoint["callbacks"]  # anomalib's post-processor is one: its old thresholds
             return
-        saved = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
+        saved = BEFORE_IT_EXISTED | checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
         differing = [name for name in SAVED_ARGUMENTS if saved[name] != self.hparams[name]]
         if differing:
             rank_zero_info(

@@ -5,8 +5,16 @@
 
 from .backbone import build_backbone, pretrained_cfg
 from .decoder import StudentDecoder
-from .distance import feature_distance
+from .distance import feature_distance, region_distance
 from .embedding import DeepFeatureEmbedding
 from .teacher import Teacher
 
-__all__ = ["DeepFeatureEmbedding", "StudentDecoder", "Teacher", "build_backbone", "feature_distance", "pretrained_cfg"]
+__all__ = [
+    "DeepFeatureEmbedding",
+    "StudentDecoder",
+    "Teacher",
+    "build_backbone",
+    "feature_distance",
+    "pretrained_cfg",
+    "region_distance",
+]
