@@ -10,7 +10,7 @@ from types import ModuleType
 
 from jsonargparse import auto_cli
 
-from anomalib_dskd.shipped import find_config
+from anomalib_dskd.shipped import find_config, list_configs
 
 MODULES = {
     "demo": "anomalib_dskd.demo",
@@ -38,7 +38,10 @@ def main() -> int:
     names = [asked] if asked in MODULES else list(MODULES)  # importing torch takes seconds, so only for those in need
     arguments = [_by_name(*pair) for pair in zip(sys.argv, map(_underscored, sys.argv[1:]), strict=False)]
     functions = {name: getattr(_module(MODULES[name]), name) for name in names}
-    auto_cli({**functions, "inspect": inspect}, args=arguments, as_positional=False)
+    config_help = "YAML file of the arguments below; an argument that follows it wins."
+    if asked == "benchmark":
+        config_help += f" Ready by name: {', '.join(list_configs('benchmark'))} (demo takes minutes)."
+    auto_cli({**functions, "inspect": inspect}, args=arguments, config_help=config_help, as_positional=False)
     return 0
 
 
@@ -64,4 +67,8 @@ def _by_name(before: str, argument: str) -> str:
     """Turn the name of a benchmark that ships with the package into its file, unless there is a file of that name."""
     if before != "--config" or Path(argument).exists() or not argument.isidentifier():
         return argument
-    return str(find_config(f"benchmark/{argument}.yaml") or argument)
+    config = find_config(f"benchmark/{argument}.yaml")
+    if config is None:
+        ready = ", ".join(list_configs("benchmark"))
+        sys.exit(f"anomalib-dskd: error: there is no configuration {argument!r}. Give a file, or one of: {ready}.")
+    return str(config)

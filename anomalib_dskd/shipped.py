@@ -15,6 +15,14 @@ def find_config(name: str) -> Path | None:
     Returns:
         The file; ``None`` where there is none of that name.
     """
+    return next((folder / name for folder in _folders() if (folder / name).is_file()), None)
+
+
+def list_configs(folder: str) -> list[str]:
+    """Return the names of the configurations in a folder under ``configs``, without ``.yaml``."""
+    return sorted({path.stem for parent in _folders() for path in (parent / folder).glob("*.yaml")})
+
+
+def _folders() -> tuple[Path, Path]:
     package = Path(__file__).parent
-    folders = (package / "configs", package.parent / "configs")
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    return package / "configs", package.parent / "configs"

@@ -3,6 +3,7 @@
 
 """The benchmark: cells, fairness, and what survives an interruption."""
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from filelock import FileLock
 from sklearn.metrics import roc_auc_score
 
 from anomalib_dskd.benchmark.config import DataConfig, ModelConfig, TeacherConfig, make_cells, read_config
-from anomalib_dskd.benchmark.prepare import prepare_data, prepare_model
+from anomalib_dskd.benchmark.prepare import check, prepare_data, prepare_model
 from anomalib_dskd.benchmark.store import finish, is_finished, read_result, start
 from anomalib_dskd.errors import DskdError
 
@@ -31,7 +32,7 @@ SMALL = {
     "data": [{"class_path": "DemoTextures", "init_args": {"category": {"grid": ["brick"]}}}],
 }
 MODELS = [
-    {"class_path": "Dskd", "steps": 3, "batch_size": 8},
+    {"class_path": "Dskd", "steps": 3, "batch_size": 8, "trainer": {"precision": "bf16-mixed"}},
     {"class_path": "Stfpm", "steps": 3, "batch_size": 8},
     {"class_path": "Patchcore", "init_args": {"coreset_sampling_ratio": 0.01}},
     {"class_path": "Padim", "init_args": {"n_features": 20}},
@@ -90,6 +91,12 @@ def test_scores_are_raw(small):
     assert scores.nunique() == len(scores)
 
 
+def test_scores_are_not_rounded(small):
+    """Dskd is trained in bfloat16, of whose scores most images would share one with others; it is tested in float32."""
+    scores = pd.read_csv(small[1] / "cells/DemoTextures/brick/Dskd/seed0/scores.csv").score
+    assert scores.nunique() == len(scores)
+
+
 def test_finished_cells_are_not_run_again_and_changed_ones_are(small):
     _, out = small
     before = {path: path.stat().st_mtime_ns for path in out.rglob("cell.json")}
@@ -109,6 +116,9 @@ def test_killed_interrupted_and_failing(tmp_path):
     broken = {"name": "broken", "class_path": "Padim", "init_args": {"n_features": 10**6}}
     models = [MODELS[3], broken, {**MODELS[3], "name": "other"}]
 
+    # a shell starts what it runs in the background with SIGINT ignored, and a command inherits that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def signal_when(path: Path, number: int) -> tuple[int, str]:
         process = start_benchmark(tmp_path, out, models=models)
         deadline = time.monotonic() + 300
@@ -126,6 +136,7 @@ def test_killed_interrupted_and_failing(tmp_path):
     assert code == 130, printed
     assert "3 cells, 1 of them finished before" in printed
     assert "Interrupted. Finished cells are kept" in printed
+    assert "Padim" in (out / "report.md").read_text()
     assert not (cells / "other/seed0").exists()
 
     printed, _ = (process := start_benchmark(tmp_path, out, models=models)).communicate(timeout=600)
@@ -225,14 +236,32 @@ def test_configurations_that_cannot_be_run():
         cells_of(SMALL["data"], [])
     with pytest.raises(DskdError, match=r"fractions=\[0\]"):
         cells_of(SMALL["data"], MODELS, fractions=[0])
+    with pytest.raises(DskdError, match="hold_out=0 must lie in"):
+        cells_of(SMALL["data"], MODELS, hold_out=0)
+    for grid in (4, "ab", []):
+        with pytest.raises(DskdError, match=r"n_features: .*must be a list of at least one value"):
+            cells_of(SMALL["data"], [{"class_path": "Padim", "init_args": {"n_features": {"grid": grid}}}])
+    for unit, value in (("steps", 0), ("epochs", -1), ("batch_size", 1.5)):
+        with pytest.raises(DskdError, match=f"Padim: {unit}={value} must be a whole number"):
+            cells_of(SMALL["data"], [{"class_path": "Padim", unit: value}])
+    with pytest.raises(DskdError, match="give one of them"):
+        cells_of(SMALL["data"], [{"class_path": "Padim", "epochs": 1, "steps": 1}])
+    with pytest.raises(DskdError, match=r"teacher.weights='no.pth': there is no such file"):
+        cells_of(SMALL["data"], MODELS, teacher=TeacherConfig("resnet18", "no.pth"))
     with pytest.raises(DskdError, match=r"unexpected keyword argument 'epoch'. Its keys are class_path,"):
         read_config(ModelConfig, {"class_path": "Dskd", "epoch": 1})
     (cell,) = cells_of(SMALL["data"], [{"class_path": "Dskt"}])
     with pytest.raises(DskdError, match="There is no Dskt"):
-        prepare_model(cell)
+        check([cell])
     (cell,) = cells_of(SMALL["data"], [{"class_path": "Padim", "init_args": {"feature": 1}}])
     with pytest.raises(DskdError, match="does not accept"):
-        prepare_model(cell)
+        check([cell])
+    (cell,) = cells_of(SMALL["data"], [{"class_path": "Dfm"}])
+    with pytest.raises(DskdError, match="Dfm: no published length of training is known here"):
+        check([cell])
+    (cell,) = cells_of([{"class_path": "MVTek"}], MODELS[:1])
+    with pytest.raises(DskdError, match="There is no MVTek"):
+        check([cell])
 
 
 def test_no_test_image_before_the_test(mvtec_root):
@@ -272,12 +301,65 @@ def test_models_that_cannot_take_the_teacher():
         assert reason in prepare_model(cell).obstacle
 
 
+def test_a_model_of_another_teacher_is_not_compared():
+    for init_args, named in (
+        ({"backbone": "resnet18"}, "backbone=resnet18 and not the benchmark's tf_efficientnet_lite0"),
+        ({"pre_trained": False}, "pre_trained=False and not"),
+    ):
+        (cell,) = cells_of(SMALL["data"], [{"class_path": "Padim", "init_args": {**init_args, "n_features": 20}}])
+        assert named in prepare_model(cell).obstacle
+    same = {"backbone": LITE0.backbone, "n_features": 20}
+    (cell,) = cells_of(SMALL["data"], [{"class_path": "Padim", "init_args": same}])
+    assert prepare_model(cell).obstacle is None
+
+
+def test_a_changed_weights_file_changes_the_cell(tmp_path):
+    def digest(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        (cell,) = cells_of(SMALL["data"], MODELS[:1], teacher=TeacherConfig("resnet18", str(tmp_path / name)))
+        return cell.digest
+
+    first = digest("one.pth", b"1")
+    assert digest("elsewhere.pth", b"1") == first
+    assert digest("one.pth", b"2") != first
+
+
+def test_mistakes_stop_it_before_it_starts(tmp_path):
+    """A wrong class at the end of the list, a name that does not exist, a folder that cannot be."""
+    models = [MODELS[3], {"class_path": "Stfmp", "steps": 1}]
+    printed, _ = (process := start_benchmark(tmp_path, tmp_path / "out", models=models)).communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: There is no Stfmp" in printed
+    assert not (tmp_path / "out/cells").exists()
+    (tmp_path / "file").touch()
+    printed, _ = (process := start_benchmark(tmp_path, tmp_path / "file", models=MODELS)).communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: Results cannot be written" in printed
+    asked = subprocess.run([COMMAND, "benchmark", "--config", "nosuch"], capture_output=True, text=True, check=False)
+    assert asked.returncode == 1
+    assert "one of: ablation, demo, magnetic_tile, mvtec_3d_rgb, mvtec_ad" in asked.stderr
+
+
+def test_help_names_what_is_ready():
+    text = subprocess.run([COMMAND, "benchmark", "--help"], capture_output=True, text=True, check=True).stdout
+    text = " ".join(text.split())
+    assert "ablation, demo, magnetic_tile, mvtec_3d_rgb, mvtec_ad (demo takes minutes)" in text
+    assert "report.html is the report" in text
+
+
 def test_a_result_says_how_it_was_made(small):
     result = json.loads((small[1] / "cells/DemoTextures/brick/Stfpm/seed0/cell.json").read_text())
     assert result["cell"] == {"data": "DemoTextures", "category": "brick", "model": "Stfpm", "fraction": 1.0, "seed": 0}
     assert result["config"]["model"]["steps"] == result["training"]["steps"] == 3
     assert result["converged"] is None
     assert result["metric_errors"]["pixel_AUROC"] == 0
+    assert result["environment"]["anomalib"]
+    scores = pd.read_csv(small[1] / "cells/DemoTextures/brick/Stfpm/seed0/scores.csv").set_index("path")
+    assert all(Path(mask).is_file() for mask in scores["mask"].dropna())
+    assert scores["mask"].notna().sum() == scores["label"].sum()
+    report = (small[1] / "report.md").read_text()
+    assert "| Stfpm | DemoTextures | 1 | 3 | 96 | 8 | 64x64 | tf_efficientnet_lite0 efficientnet_lite0 |" in report
+    assert f"| anomalib | {result['environment']['anomalib']} |" in report
 
 
 @pytest.mark.long
@@ -299,3 +381,35 @@ def test_trained_models_are_timed_against_each_other(tmp_path):
     printed, _ = process.communicate()
     assert "3 cells, 3 of them finished before" in printed
     assert (tmp_path / "out/costs/DemoTextures.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_timing_ends_with_the_command(tmp_path):
+    """Killed with SIGKILL while it times the models; its process does not go on, and the next run times them anew."""
+    out = tmp_path / "out"
+
+    def timing() -> list[str]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = process.read_text().split("\0")
+                found += (
+                    [process.parent.name] if "anomalib_dskd.benchmark.timing" in words and str(out) in words else []
+                )
+        return found
+
+    process = start_benchmark(tmp_path, out, models=[MODELS[3]], timing_rounds=2)
+    deadline = time.monotonic() + 300
+    while not (out / "costs/exports").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(timing()) == 1
+    process.kill()
+    process.wait()
+    time.sleep(3)
+    assert not timing()
+    assert not (out / "costs/DemoTextures.json").exists()
+    printed, _ = (process := start_benchmark(tmp_path, out, models=[MODELS[3]], timing_rounds=2)).communicate()
+    assert process.returncode == 0, printed
+    assert (out / "costs/DemoTextures.json").exists()
+    assert not (out / "costs/exports").exists()

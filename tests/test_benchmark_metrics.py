@@ -217,6 +217,25 @@ def test_what_cannot_be_computed_is_nan(defects, normal_images, absent, bins):
     assert metrics.curves()["ROC"][0].size == (0 if "pixel_AUROC" in absent else metrics.curves()["PRO"][0].size)
 
 
+def test_an_image_whose_defect_its_mask_has_lost_is_no_normal_one():
+    """Its pixels are negatives, but they do not set the threshold of normal images."""
+    random = np.random.default_rng(0)
+    maps, masks = random.normal(size=(4, 64, 64)), np.zeros((4, 64, 64), dtype=bool)
+    masks[0, 4:6, 4:6] = True
+    maps[0, 2:8, 2:8] += 3
+    maps[1] += 10
+    with_label, without = PixelMetrics(), PixelMetrics()
+    with_label.update(maps, masks, np.array([True, True, False, False]))
+    without.update(maps, masks)
+    figures, others = with_label.compute(), without.compute()
+    assert figures["ring_false_alarms"] > others["ring_false_alarms"]
+    for name in ("pixel_AUROC", "pixel_AP", "AUPRO_30"):
+        assert figures[name] == others[name]
+    apart = PixelMetrics()
+    apart.update(maps[[0, 2, 3]], masks[[0, 2, 3]])
+    assert figures["ring_false_alarms"] == apart.compute()["ring_false_alarms"]
+
+
 def test_no_images_at_all():
     assert np.isnan(list(PixelMetrics().compute().values())).all()
 

@@ -22,8 +22,9 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 
 @pytest.fixture
-def cells(tmp_path):
-    init_args = {"root": str(tmp_path / "data"), "category": {"grid": ["brick"]}}
+def cells(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    init_args = {"root": "data", "category": {"grid": ["brick"]}}
     models = [ModelConfig("Padim", {"n_features": 20}), ModelConfig("Patchcore", {"coreset_sampling_ratio": 0.01})]
     return make_cells(
         [DataConfig("DemoTextures", init_args)],
@@ -74,5 +75,6 @@ def test_a_node_dies_and_the_table_is_the_same(cells, tmp_path):
 def test_no_cluster(cells, tmp_path, monkeypatch):
     monkeypatch.setattr(ray._private.utils, "get_ray_address_file", lambda _: str(tmp_path / "none"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(DskdError, match=r"No Ray cluster at auto: .*Start one with 'ray start --head'"):
-        run_ray(cells, tmp_path, Console(file=io.StringIO()), address="auto")
+    for address in ("auto", "127.0.0.1:1"):
+        with pytest.raises(DskdError, match=rf"No Ray cluster at {address}: .*Start one with 'ray start --head'"):
+            run_ray(cells, tmp_path, Console(file=io.StringIO()), address=address)

@@ -21,13 +21,14 @@ from PIL import Image
 from scipy.stats import rankdata
 from sklearn.metrics import auc, f1_score, roc_auc_score, roc_curve
 
+from anomalib_dskd.benchmark.config import SCHEMA
 from anomalib_dskd.benchmark.report import write_report
 from anomalib_dskd.benchmark.report_cells import read_results
 from anomalib_dskd.benchmark.report_difference import interval
-from anomalib_dskd.benchmark.report_gallery import choose, find_mask, judge
+from anomalib_dskd.benchmark.report_gallery import choose, judge
 from anomalib_dskd.benchmark.report_growth import growth
 from anomalib_dskd.benchmark.report_means import means
-from anomalib_dskd.benchmark.report_plots import GRID, _on_grid, pareto_front
+from anomalib_dskd.benchmark.report_plots import GRID, Style, _on_grid, pareto_front
 from anomalib_dskd.errors import DskdError
 
 from .conftest import run
@@ -76,7 +77,7 @@ def write_images(root: Path, number: int = 12) -> list[tuple[Path, int, str]]:
         mask = np.zeros_like(pixels)
         if label:
             mask[20:28, 30:38] = 255
-            place = root / f"ground_truth/hole/{index:03}_mask.png"
+            place = mask_of(root / f"test/hole/{index:03}.png")
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).save(place)
         path = root / f"test/{'hole' if label else 'good'}/{index:03}.png"
@@ -84,6 +85,10 @@ def write_images(root: Path, number: int = 12) -> list[tuple[Path, int, str]]:
         Image.fromarray(np.maximum(pixels, mask)).convert("RGB").save(path)
         rows.append((path, label, "hole" if label else "good"))
     return rows
+
+
+def mask_of(path: Path) -> Path:
+    return path.parents[2] / f"ground_truth/hole/{path.stem}_mask.png"
 
 
 def write_cell(out, data, category, model, seed, images=(), fraction=1.0, status="done", reason=None, **more) -> Path:
@@ -99,6 +104,7 @@ def write_cell(out, data, category, model, seed, images=(), fraction=1.0, status
         maps[labels == 1, 27:38, 30:38] += MODELS[model]
         scores = maps.astype(float).mean((1, 2)) + random.normal(0, 0.05, len(images))
         table = {"path": [path for path, _, _ in images], "label": labels, "class": [kind for *_, kind in images]}
+        table["mask"] = [mask_of(path) if label else "" for path, label, _ in images]
         pd.DataFrame({**table, "score": scores}).to_csv(folder / "scores.csv", index=False)
         np.savez(folder / "maps.npz", maps=maps)
         x = np.linspace(0, 1, 50)
@@ -110,14 +116,13 @@ def write_cell(out, data, category, model, seed, images=(), fraction=1.0, status
             "core_recall": None,
         }
     cell = {
-        "schema": 1,
-        "digest": "0a",
+        "schema": SCHEMA,
+        "digest": f"{model} {seed}",
         "cell": {"data": data, "category": category, "model": model, "fraction": fraction, "seed": seed},
         "config": {
-            "model": {"class_path": model, "init_args": {}},
-            "epochs": 3,
+            "model": {"class_path": model, "init_args": {}, "batch_size": 7},
             "image_size": [64, 64],
-            "teacher": "t",
+            "teacher": {"backbone": "resnet18", "weights": "t.pth"},
         },
         "status": status,
         "reason": reason,
@@ -127,7 +132,8 @@ def write_cell(out, data, category, model, seed, images=(), fraction=1.0, status
         else {},
         "metrics": metrics,
         "anomalib_metrics": {"image_AUROC": metrics["image_AUROC"] - 0.125} if images else {},
-        "size": {"parameters": 2e6, "gmacs": 1.5, "checkpoint_mb": 8 * fraction, "exported_mb": 7, "bank_mb": None},
+        "size": {"parameters": 2e6, "gmacs": 1.5, "checkpoint_mb": 8 * fraction, "bank_mb": None},
+        "environment": {"torch": "2.9", "load": seed},
         **more,
     }
     (folder / "cell.json").write_text(json.dumps(cell))
@@ -172,7 +178,7 @@ def write_run(out: Path) -> Path:
         (out / "costs").mkdir(exist_ok=True)
         (out / f"costs/{data}.json").write_text(json.dumps({"environment": {"cpu": "a CPU"}, "rows": rows}))
     times = {"started": "2026-01-01 10:00", "finished": "2026-01-01 11:00"}
-    (out / "run.json").write_text(json.dumps({"command": "-", "environment": {"torch": "2.9"}, **times}))
+    (out / "run.json").write_text(json.dumps({"command": "-", **times}))
     return out
 
 
@@ -482,23 +488,6 @@ def test_outline_is_drawn_around_the_mask(report):
     assert (columns.min(), columns.max()) == pytest.approx((30 * scale, 38 * scale), abs=3)
 
 
-@pytest.mark.parametrize(
-    ("image", "mask"),
-    [
-        ("mvtec/bottle/test/broken/007.png", "mvtec/bottle/ground_truth/broken/007_mask.png"),
-        ("mvtec3d/bagel/test/crack/rgb/007.png", "mvtec3d/bagel/test/crack/gt/007.png"),
-        ("visa/nut/test/bad/007.JPG", "visa/nut/ground_truth/bad/007.png"),
-        ("tiles/MT_Crack/Imgs/exp1_num_7.jpg", "tiles/MT_Crack/Imgs/exp1_num_7.png"),
-        ("mine/bad/007.png", None),
-    ],
-)
-def test_masks_are_found_where_data_sets_keep_them(tmp_path, image, mask):
-    for name in filter(None, (image, mask)):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_mask(tmp_path / image) == (tmp_path / mask if mask else None)
-
-
 def test_any_part_of_a_run_is_reported(tmp_path):
     """Nothing at all, then only a refusal, costs alone, cells whose files are broken or gone."""
     write_report(tmp_path, COMMAND)
@@ -524,15 +513,60 @@ def test_any_part_of_a_run_is_reported(tmp_path):
     (unfinished / "cell.json").unlink()
     infinite = write_cell(tmp_path, "parts", "nut", "Dskd", 0, images) / "scores.csv"
     infinite.write_text("path,label,class,score\na,0,good,inf\nb,1,bad,1\n")
-    write_cell(tmp_path, "parts", "nut", "Padim", 0, images, schema=2)
+    write_cell(tmp_path, "parts", "nut", "Padim", 0, images, schema=SCHEMA - 1)
     write_report(tmp_path, COMMAND)
     text = (tmp_path / "report.md").read_text()
     assert "4 cells" in text
     assert "4 files could not be read" in text
-    for named in ("parts/bolt/Padim/seed0: JSONDecodeError", "not finite", "schema 2", "run.json: JSONDecodeError"):
+    for named in (
+        "parts/bolt/Padim/seed0: JSONDecodeError",
+        "not finite",
+        f"schema {SCHEMA - 1}",
+        "run.json: JSONDecodeError",
+    ):
         assert named in text
     assert "| 7.2 |" in text
     assert "Patchcore" not in text
+
+
+def test_cells_of_other_configurations_are_left_out(tmp_path):
+    images = write_images(tmp_path / "images")
+    for model in ("Dskd", "Padim"):
+        write_cell(tmp_path, "parts", "bolt", model, 0, images)
+    (tmp_path / "costs").mkdir()
+    row = {"data": "parts", "category": "bolt", "engine": "torch", "precision": "f32", "median_ms": 7.25}
+    rows = [{**row, "model": model, "cell": f"{model} 0"} for model in ("Dskd", "Padim")]
+    (tmp_path / "costs/parts.json").write_text(json.dumps({"environment": {}, "rows": rows}))
+    write_report(tmp_path, COMMAND, {"Dskd 0", "Stfpm 0"})
+    text = (tmp_path / "report.md").read_text()
+    assert "1 cells of other configurations lie in the folder and are left out" in text
+    assert "Padim" not in text
+    assert list(pd.read_csv(tmp_path / "results.csv").model) == ["Dskd"]
+
+
+def test_how_and_where_cells_ran(report):
+    text = (report / "report.md").read_text()
+    row = next(line for line in text.splitlines() if "Dskd" in line and "parts" in line and "resnet18" in line)
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
+        *("parts", "3", "9", "80", "7", "64x64", "resnet18 t.pth")
+    ]
+    assert re.search(r"\|\s+\| cells \| timing of cloth \| timing of parts \|", text)  # one place, however busy
+    assert re.search(r"\| torch \| 2\.9 \|", text)
+
+
+def test_figures_in_bins_say_how_far_off_they_can_be(tmp_path):
+    images = write_images(tmp_path / "images")
+    write_cell(tmp_path, "parts", "bolt", "Dskd", 0, images, metric_errors={"pixel_AUROC": 2e-6, "core_recall": None})
+    write_report(tmp_path, COMMAND)
+    assert "off by 2.0e-06 at most" in (tmp_path / "report.md").read_text()
+    assert pd.read_csv(tmp_path / "results.csv")["error.pixel_AUROC"].item() == 2e-6
+
+
+def test_no_two_models_look_alike():
+    models = [str(number) for number in range(50)]
+    style = Style(models)
+    assert len({(style.colour(model), style.shape(model)) for model in models}) == len(models)
+    assert len({(style.colour(model), style.line(model)) for model in models[:32]}) == 32
 
 
 def test_no_folder_is_an_error(tmp_path):

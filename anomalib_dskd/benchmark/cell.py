@@ -4,13 +4,11 @@
 """Run one cell: train a model, test it, write what was measured. Also a process of its own, started by a runner."""
 
 import json
-import os
 import shutil
 import sys
 import time
 import traceback
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -24,10 +22,12 @@ from anomalib_dskd.errors import DskdError
 
 from .config import Cell
 from .cost import measure_size
+from .environment import environment
 from .image_metrics import image_metrics
 from .observe import LossCurve, Progress, RawPredictions
 from .peak_memory import PeakMemory
 from .prepare import prepare_data, prepare_model
+from .process import end_with_parent
 from .store import FAILED, WEIGHTS, finish
 
 DONE = "done"
@@ -56,6 +56,7 @@ def run_cell(cell: Cell, out: Path, work: Path) -> dict[str, Any]:
     else:
         data = prepare_data(cell)
         result = {"status": DONE, "reason": None, **_train_and_test(prepared.model, data, cell, work)}
+    result["environment"] = environment()
     finish(out, cell, result)
     return result
 
@@ -63,22 +64,24 @@ def run_cell(cell: Cell, out: Path, work: Path) -> dict[str, Any]:
 def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell, work: Path) -> dict[str, Any]:
     curve, progress, raw = LossCurve(), Progress(work), RawPredictions()
     scratch = work / "scratch"
-    engine = Engine(
-        callbacks=[raw, curve, progress],
-        logger=False,
-        default_root_dir=scratch,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **_length(cell),
-        **cell.config["model"]["trainer"],
-    )
+    trainer = cell.config["model"]["trainer"]
+    quiet = {
+        "logger": False,
+        "default_root_dir": scratch,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    engine = Engine(callbacks=[curve, progress], **quiet, **_length(cell), **trainer)
     started = time.monotonic()
     with PeakMemory() as memory:
         engine.fit(model, datamodule=data)
     seconds = time.monotonic() - started
     engine.trainer.save_checkpoint(work / WEIGHTS, weights_only=True)
     seed_everything(cell.seed, verbose=False)
-    (anomalib_metrics,) = engine.test(model, datamodule=data, verbose=False)
+    # in float32, however the model was trained: in bfloat16 images would tie
+    in_f32 = {name: value for name, value in trainer.items() if name != "precision"}
+    tester = Engine(callbacks=[raw, progress], **quiet, **in_f32)
+    (anomalib_metrics,) = tester.test(model, datamodule=data, verbose=False)
     shutil.rmtree(scratch, ignore_errors=True)
 
     scores, labels = np.array(raw.scores), np.array(raw.labels)
@@ -88,6 +91,7 @@ def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell,
     samples = data.test_data.samples.set_index("image_path").loc[raw.paths]
     table = pd.DataFrame({"path": raw.paths, "label": labels.astype(int), "class": samples.label.to_numpy()})
     table["score"] = scores
+    table["mask"] = samples.mask_path.fillna("").to_numpy() if "mask_path" in samples else ""
     if "part" in samples:
         table["group"] = samples.part.to_numpy()
     table.to_csv(work / "scores.csv", index=False, float_format="%.9g")
@@ -107,6 +111,7 @@ def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell,
             "images": len(data.train_data),
             "seconds": seconds,
             "peak_memory_mib": memory.mib,
+            **({"peak_gpu_memory_mib": memory.gpu_mib} if memory.gpu_mib else {}),
         },
         "metrics": metrics,
         "metric_errors": raw.pixels.error_bounds() if raw.pixels.pixels else {},
@@ -133,7 +138,7 @@ def _length(cell: Cell) -> dict[str, Any]:
 
 def main() -> int:
     """Run the cell of ``work/task.json``; whatever goes wrong becomes its result."""
-    Thread(target=_end_with_runner, daemon=True).start()
+    end_with_parent()
     out, work = Path(sys.argv[1]), Path(sys.argv[2])
     cell = Cell(**json.loads((work / "task.json").read_text(encoding="utf-8")))
     try:
@@ -143,11 +148,6 @@ def main() -> int:
         finish(out, cell, {"status": FAILED, "reason": f"{type(error).__name__}: {error}"})
         return 1
     return 0
-
-
-def _end_with_runner() -> None:
-    os.read(sys.stdin.fileno(), 1)  # a buffered read would hold a lock that Python wants as it ends
-    os._exit(1)
 
 
 if __name__ == "__main__":

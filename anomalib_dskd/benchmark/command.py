@@ -46,12 +46,9 @@ def benchmark(
 ) -> None:
     """Compare models of anomalib on the same data, split, input size, teacher weights and metrics.
 
-    Ready by name, with --config: demo (minutes), magnetic_tile, mvtec_ad, mvtec_3d_rgb, ablation. Any argument given
-    after it replaces the configuration's. A finished cell, one model on one category with one seed, is on disk at
-    once: the same command started again does what is missing. Its report is OUT/report.html.
-
     Args:
-        out: Folder of the results.
+        out: Folder of the results; its report.html is the report. A finished cell, one model on one category with one
+            seed, is there at once, and the same command goes on where it was stopped.
         models: Models, each with class_path and, as needed, init_args, name, epochs or steps, batch_size, and trainer
             (further arguments of Lightning's trainer). An init_arg {grid: [a, b]} stands for each in turn.
         data: Data sets, each with class_path and, as needed, init_args and name. A grid over category makes categories
@@ -71,6 +68,9 @@ def benchmark(
     Raises:
         DskdError: If something cannot be run as configured, or another benchmark is running in the folder.
     """
+    if timing_rounds < 0:
+        msg = f"timing_rounds={timing_rounds} must be 0 or more."
+        raise DskdError(msg)
     console = Console()
     data_configs = [read_config(DataConfig, config) for config in data]
     if root is not None:
@@ -82,8 +82,8 @@ def benchmark(
     if runner == "ray":
         run = partial(run_ray, address=ray_address, cpus=ray_cpus, gpus=ray_gpus)
     out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".lock", timeout=0):
             problems = _run_and_report(cells, out, console, run, timing_rounds)
     except Timeout as error:
@@ -104,16 +104,26 @@ def _run_and_report(cells: list[Cell], out: Path, console: Console, run: Run, ti
     """Run what is missing, time the models, write the report; return what went wrong."""
     missing = [cell for cell in cells if not is_finished(out, cell)]
     console.print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished before; results in {out}")
+    if missing:
+        from .prepare import check  # noqa: PLC0415  # anomalib's models take seconds to import
+
+        check(missing)
     _print_lengths(cells, console)
     record = {"command": shlex.join(["anomalib-dskd", *sys.argv[1:]]), "started": _now()}
-    run(missing, out, console)
-    failed = [cell for cell in cells if not is_finished(out, cell)]
-    problems = [f"{cell}: {(read_result(out / cell.folder) or {}).get('reason')}" for cell in failed]
-    if timing_rounds:
-        console.print("Timing the models in turns")
-        problems += time_models(cells, out, timing_rounds, console)
+    digests = {cell.digest for cell in cells}
+    try:
+        run(missing, out, console)
+        failed = [cell for cell in cells if not is_finished(out, cell)]
+        problems = [f"{cell}: {(read_result(out / cell.folder) or {}).get('reason')}" for cell in failed]
+        if timing_rounds:
+            console.print("Timing the models in turns")
+            problems += time_models(cells, out, timing_rounds, console)
+    except KeyboardInterrupt:
+        write_report(out, record["command"], digests)
+        console.print(f"Report of what is finished: {out / 'report.html'}", soft_wrap=True)
+        raise
     write_json(out / "run.json", {**record, "finished": _now()})
-    write_report(out, record["command"])
+    write_report(out, record["command"], digests)
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
     return problems
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from anomalib_dskd.errors import DskdError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Cell:
         model: Name of the model.
         fraction: Share of the training images that are used, in (0, 1].
         seed: Seed of everything that is drawn.
-        config: What is run: ``model``, ``data``, ``teacher``, ``image_size``, ``hold_out``.
+        config: What is run: ``model``, ``data``, ``teacher`` (of a file also its ``sha256``), ``image_size``,
+            ``hold_out``.
     """
 
     data: str
@@ -121,8 +122,15 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Digest of all that decides its results; another one means that it has to be run again."""
-        text = json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True, default=str)
+        """Digest of all that decides its results; another one means that it has to be run again.
+
+        Of the teacher's file its content counts and not its place.
+        """
+        cell = asdict(self)
+        teacher = cell["config"]["teacher"]
+        if "sha256" in teacher:
+            del teacher["weights"]
+        text = json.dumps({"schema": SCHEMA, **cell}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __str__(self) -> str:
@@ -172,7 +180,8 @@ def make_cells(
         Cells, each with a folder of its own.
 
     Raises:
-        DskdError: If two cells have one name, or nothing is to be run.
+        DskdError: If two cells have one name, nothing is to be run, a number is out of its range, or the teacher's file
+            is not there.
     """
     if not (data and models and seeds and fractions):
         msg = "Nothing to run: give at least one data set, model, seed and fraction."
@@ -180,6 +189,10 @@ def make_cells(
     if not all(0 < fraction <= 1 for fraction in fractions):
         msg = f"fractions={list(fractions)} must lie in (0, 1]."
         raise DskdError(msg)
+    if not 0 < hold_out < 1:
+        msg = f"hold_out={hold_out} must lie in (0, 1): thresholds need normal images that were not trained on."
+        raise DskdError(msg)
+    teacher_config = _with_digest(teacher)
     cells = [
         Cell(
             data=data_name,
@@ -190,7 +203,7 @@ def make_cells(
             config={
                 "model": model,
                 "data": data_arguments,
-                "teacher": asdict(teacher),
+                "teacher": teacher_config,
                 "image_size": list(image_size),
                 "hold_out": hold_out,
             },
@@ -218,6 +231,7 @@ def _expand_data(configs: Sequence[DataConfig]) -> Iterator[tuple[str, str, dict
 
 def _expand_models(configs: Sequence[ModelConfig]) -> Iterator[tuple[str, dict[str, Any]]]:
     for config in configs:
+        _check_length(config)
         recipe = RECIPES.get(class_name(config.class_path), Recipe(batch_size=32))
         length = (config.epochs, config.steps)
         epochs, steps = (recipe.epochs, recipe.steps) if length == (None, None) else length
@@ -239,9 +253,37 @@ def _expand_models(configs: Sequence[ModelConfig]) -> Iterator[tuple[str, dict[s
 def _expand(init_args: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield arguments for each combination of the grids, and the arguments that the grids vary."""
     varied = [name for name, value in init_args.items() if isinstance(value, dict) and set(value) == {"grid"}]
+    for name in varied:
+        values = init_args[name]["grid"]
+        if not isinstance(values, list) or not values:
+            msg = f"{name}: {{grid: {values}}} must be a list of at least one value, such as {{grid: [a, b]}}."
+            raise DskdError(msg)
     for values in product(*(init_args[name]["grid"] for name in varied)):
         combination = dict(zip(varied, values, strict=True))
         yield {**init_args, **combination}, combination
+
+
+def _check_length(config: ModelConfig) -> None:
+    name = class_name(config.class_path)
+    for unit in ("epochs", "steps", "batch_size"):
+        value = getattr(config, unit)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            msg = f"{name}: {unit}={value} must be a whole number of at least 1."
+            raise DskdError(msg)
+    if config.epochs and config.steps:
+        msg = f"{name}: epochs={config.epochs} and steps={config.steps}: give one of them."
+        raise DskdError(msg)
+
+
+def _with_digest(teacher: TeacherConfig) -> dict[str, Any]:
+    """Return the teacher's configuration, with the digest of its file where it has one."""
+    config = asdict(teacher)
+    if teacher.weights is not None and (path := Path(teacher.weights).expanduser()).suffix:
+        if not path.is_file():
+            msg = f"teacher.weights={teacher.weights!r}: there is no such file."
+            raise DskdError(msg)
+        config["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return config
 
 
 def class_name(class_path: str) -> str:

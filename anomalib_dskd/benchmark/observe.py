@@ -126,8 +126,7 @@ class RawPredictions(Callback):
         side = [min(GALLERY_SIDE, length) for length in maps.shape[-2:]]
         self.maps.append(F.adaptive_avg_pool2d(maps[:, None], side)[:, 0].half().numpy())
         if outputs.gt_mask is not None:
-            masks = outputs.gt_mask.float().reshape(len(maps), 1, *outputs.gt_mask.shape[-2:])
-            masks = (
-                F.interpolate(masks, maps.shape[-2:], mode="nearest") if masks.shape[-2:] != maps.shape[-2:] else masks
-            )
-            self.pixels.update(maps, masks[:, 0].bool())
+            masks = outputs.gt_mask.float().reshape(len(maps), *outputs.gt_mask.shape[-2:])
+            # the highest value, so that a defect of few pixels does not vanish
+            masks = F.adaptive_max_pool2d(masks, maps.shape[-2:])
+            self.pixels.update(maps, masks.bool(), outputs.gt_label.flatten().bool())

@@ -9,6 +9,7 @@ import sys
 from threading import Event, Thread
 
 import psutil
+import torch
 from typing_extensions import Self
 
 INTERVAL_SECONDS = 0.02
@@ -23,6 +24,7 @@ class PeakMemory:
 
     Attributes:
         mib: Highest value seen above that at the start, in MiB; what the process needed before is not counted.
+        gpu_mib: Highest memory of tensors on the current CUDA GPU, in MiB; 0 where there is none.
 
     Example:
         >>> import numpy as np
@@ -34,6 +36,7 @@ class PeakMemory:
 
     def __init__(self) -> None:
         self.mib = 0.0
+        self.gpu_mib = 0.0
         self._process = psutil.Process()
         self._stop = Event()
         self._thread = Thread(target=self._watch, daemon=True)
@@ -41,6 +44,8 @@ class PeakMemory:
     def __enter__(self) -> Self:
         """Start."""
         _give_back()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self._start = self._process.memory_info().rss
         self._highest_before = _highest()
         self._thread.start()
@@ -54,6 +59,8 @@ class PeakMemory:
         highest = _highest()
         if highest > self._highest_before:
             self._note(highest)
+        if torch.cuda.is_available():
+            self.gpu_mib = torch.cuda.max_memory_allocated() / 2**20
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):

@@ -65,13 +65,20 @@ class PixelMetrics:
         self._cores = PixelCounts()
         self._rings = PixelCounts()
 
-    def update(self, maps: "np.ndarray | torch.Tensor", masks: "np.ndarray | torch.Tensor") -> None:
+    def update(
+        self,
+        maps: "np.ndarray | torch.Tensor",
+        masks: "np.ndarray | torch.Tensor",
+        defective: "np.ndarray | torch.Tensor | None" = None,
+    ) -> None:
         """Add the maps of some images.
 
         Args:
             maps: Raw maps of any sign and scale, higher is more anomalous, shape ``(B, H, W)``. The size may differ
                 from call to call.
-            masks: ``True`` or not 0 for pixels of a defect, shape ``(B, H, W)``; an image without one is normal.
+            masks: ``True`` or not 0 for pixels of a defect, shape ``(B, H, W)``.
+            defective: Whether images are defective, shape ``(B,)``. An image whose defect is too small for its mask is
+                no normal one. Defaults to those with a pixel of a defect.
 
         Raises:
             DskdError: If the shapes differ or are not three-dimensional, or a value is NaN.
@@ -85,7 +92,8 @@ class PixelMetrics:
             msg = f"{number} pixels of the anomaly maps are NaN: the model diverged, or an input is broken."
             raise DskdError(msg)
         keys = sortable(maps)
-        defective = masks.any(axis=(1, 2))
+        marked = masks.any(axis=(1, 2))
+        defective = marked if defective is None else marked | _array(defective).astype(bool)
         self._normal_images.add(keys[~defective].ravel())
         for image_keys, mask in zip(keys[defective], masks[defective], strict=True):
             self._add_defective(image_keys, mask)

@@ -4,6 +4,7 @@
 """Model and data of a cell: the same images, size, teacher and hold-out for all."""
 
 import inspect
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,7 +28,7 @@ from anomalib_dskd.model.components import build_backbone
 from anomalib_dskd.model.lightning_model import Dskd
 from anomalib_dskd.model.teacher_weights import RANDOM
 
-from .config import Cell, class_name
+from .config import RECIPES, Cell, class_name
 
 SPLIT_SEED = 0
 EVAL_BATCH_SIZE = 16
@@ -44,6 +45,33 @@ class PreparedModel:
 
     model: AnomalibModule
     obstacle: str | None = None
+
+
+def check(cells: Iterable[Cell]) -> None:
+    """Find out whether models and data modules exist, take their arguments and have a length of training.
+
+    A mistake in one would else show up hours later, after the others.
+
+    Args:
+        cells: Cells that are about to be run.
+
+    Raises:
+        DskdError: If there is no such class, it has no such argument, or nobody said how long to train it.
+    """
+    for key, package, kind in (("model", anomalib.models, AnomalibModule), ("data", anomalib.data, AnomalibDataModule)):
+        seen: list[dict[str, Any]] = []
+        for cell in cells:
+            spec = cell.config[key]
+            if spec not in seen:
+                seen.append(spec)
+                cls = _find(spec["class_path"], package, kind)
+                _parse(cls, spec["init_args"])
+                if key == "model" and cls.__name__ not in RECIPES and (spec["epochs"], spec["steps"]) == (None, None):
+                    msg = (
+                        f"{cls.__name__}: no published length of training is known here ({', '.join(RECIPES)} have "
+                        "one). Give epochs or steps; epochs: 1 for a model that is fitted in one pass."
+                    )
+                    raise DskdError(msg)
 
 
 def prepare_data(cell: Cell) -> AnomalibDataModule:
@@ -115,7 +143,9 @@ def prepare_model(cell: Cell) -> PreparedModel:
     if "backbone" not in parameters:
         reason = f"{cls.__name__} has no backbone to choose, it brings its own"
         return _without_teacher(cls, init_args, image_size, reason)
-    backbone = spec["init_args"].get("backbone", teacher["backbone"])
+    if reason := _other_teacher(spec["init_args"], teacher):
+        return _without_teacher(cls, init_args, image_size, f"{cls.__name__} is configured with {reason}")
+    backbone = teacher["backbone"]
     with_teacher = {
         **init_args,
         "backbone": backbone,
@@ -142,6 +172,15 @@ def prepare_model(cell: Cell) -> PreparedModel:
     if is_file and not filled:
         return _without_teacher(cls, init_args, image_size, f"{cls.__name__} asked timm for no pre-trained weights")
     return PreparedModel(model)
+
+
+def _other_teacher(init_args: dict[str, Any], teacher: dict[str, Any]) -> str:
+    """Return which of a model's own arguments would give it another teacher than the benchmark's; empty if none."""
+    own = {"backbone": teacher["backbone"], "teacher_weights": teacher["weights"], "pre_trained": True}
+    if teacher["weights"] == RANDOM:
+        own["pre_trained"] = False
+    differing = [f"{name}={init_args[name]}" for name, value in own.items() if init_args.get(name, value) != value]
+    return ", ".join(differing) + f" and not the benchmark's {teacher['backbone']}" if differing else ""
 
 
 def load_trained(cell: Cell, checkpoint: Path) -> AnomalibModule:

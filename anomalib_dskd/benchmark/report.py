@@ -4,6 +4,7 @@
 """Write what a benchmark found: a table for machines, one for people, and a page to look at."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +37,7 @@ from .report_tables import (
 TITLE = "Benchmark of anomaly detection models"
 
 
-def write_report(out: Path, command: str) -> None:
+def write_report(out: Path, command: str, digests: Collection[str] | None = None) -> None:
     """Write ``results.csv``, ``report.md`` with its ``figures``, and ``report.html``.
 
     Any part of the run may be missing: the report says what there is.
@@ -44,6 +45,7 @@ def write_report(out: Path, command: str) -> None:
     Args:
         out: Folder in which the harness has left ``cells``, ``costs`` and ``run.json``; the report is written there.
         command: The command that ran the benchmark, as it can be repeated.
+        digests: Digests of the cells to report. Defaults to those of all cells in the folder.
 
     Raises:
         DskdError: If there is no such folder, or a cell's arrays are broken.
@@ -51,7 +53,7 @@ def write_report(out: Path, command: str) -> None:
     if not out.is_dir():
         msg = f"{out} is not a folder. Give the folder that 'anomalib-dskd benchmark --out' wrote to."
         raise DskdError(msg)
-    results = read_results(out)
+    results = read_results(out, digests)
     results.cells.drop(columns=["config", "folder"]).assign(
         folder=[folder.relative_to(out).as_posix() for folder in results.cells["folder"]]
     ).to_csv(out / "results.csv", index=False)
@@ -91,6 +93,8 @@ def _overview(results: Results, command: str) -> Section:
     blocks: list[Block] = [Text("; ".join(counts) + ".")]
     if results.unreadable:
         blocks.append(Text(f"{len(results.unreadable)} files could not be read; the last section names them."))
+    if results.others:
+        blocks.append(Text(f"{results.others} cells of other configurations lie in the folder and are left out."))
     blocks.append(Listing("Command", command, folded=False))
     return Section("Overview", blocks)
 
@@ -115,7 +119,7 @@ def _data_set(results: Results, data: str, style: Style, figures: Path, bootstra
                 data,
                 PIXEL_METRICS,
                 f"From raw maps: {means}. Low false alarms are good. The last two are at the threshold with 1 % false "
-                "positives among the pixels of normal test images.",
+                f"positives among the pixels of normal test images.{_binned(cells)}",
             )
         ],
         "Curves": [curves(results, data, style, figures)],
@@ -133,6 +137,14 @@ def _data_set(results: Results, data: str, style: Style, figures: Path, bootstra
     return [Section(data, [Text(intro)] if len(cells) else []), *sections]
 
 
+def _binned(cells: pd.DataFrame) -> str:
+    """Tell how far figures counted in bins can be from the exact ones, where any were."""
+    bounds = cells.filter(regex=r"^error\.").max().dropna()
+    if not (bounds > 0).any():
+        return ""
+    return f" There are too many pixels to sort: figures are counted in bins, and off by {bounds.max():.1e} at most."
+
+
 def _how(results: Results) -> Section:
     """Return where and with what the figures were made."""
     blocks: list[Block] = []
@@ -140,19 +152,22 @@ def _how(results: Results) -> Section:
     for data, cells in results.cells.groupby("data", sort=False):
         for model, group in cells[cells["status"] == "done"].groupby("model", sort=False):
             config = group["config"].iloc[0]
-            steps, images = (
-                group.get(f"training.{name}", pd.Series(dtype=float)).max() for name in ("steps", "images")
-            )
+            largest = {
+                name: group.get(f"training.{name}", pd.Series(dtype=float)).max()
+                for name in ("epochs", "steps", "images")
+            }
             entries = [
                 str(data),
-                *(str(config.get(name, "")) for name in ("epochs", "image_size", "teacher")),
-                *("" if pd.isna(value) else f"{value:,.0f}" for value in (steps, images)),
+                *("" if pd.isna(value) else f"{value:,.0f}" for value in largest.values()),
+                str(config["model"]["batch_size"]),
+                "x".join(map(str, config["image_size"])),
+                " ".join(str(config["teacher"][key]) for key in ("backbone", "weights") if config["teacher"][key]),
             ]
             rows.append(Row(str(model), [Entry(text) for text in entries]))
     if rows:
-        columns = ["model", "data", "epochs", "image size", "teacher", "steps", "training images"]
+        columns = ["model", "data", "epochs", "steps", "training images", "batch size", "image size", "teacher"]
         blocks.append(
-            Table("How each model was trained; the largest number of steps and images of its cells.", columns, rows)
+            Table("How each model was trained; the most epochs, steps and images of its cells.", columns, rows)
         )
     if results.environments:
         names = dict.fromkeys(name for values in results.environments.values() for name in values)

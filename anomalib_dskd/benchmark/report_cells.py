@@ -4,6 +4,7 @@
 """Read what the harness has left on the disk."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pandas as pd
 
 from anomalib_dskd.errors import DskdError
 
-SCHEMA = 1
+from .config import SCHEMA
+
 IDENTITY = ["data", "category", "model", "fraction", "seed"]
 # columns that stand in the table whether or not a cell has them
 ALWAYS = [*IDENTITY, "status", "reason", "converged", "digest", "image_AUROC", "training.seconds"]
@@ -32,6 +34,8 @@ COST_COLUMNS = {
     "p99_ms": np.nan,
     "images_per_second": np.nan,
     "file_to_verdict_ms": np.nan,
+    "peak_memory_mib": np.nan,
+    "best_batch": False,
     "random_weights": False,
     "error": None,
 }
@@ -43,13 +47,16 @@ class Results:
 
     Args:
         cells: A row a cell: data, category, model, fraction, seed, status, reason, converged, metrics under their own
-            names, and ``anomalib.*``, ``training.*`` and ``size.*`` columns; ``config`` and ``folder`` as objects.
-        scores: Table of path, label (1 for anomalous), class and raw score, for each folder of a cell that has one.
+            names, and ``error.*`` (their bounds), ``anomalib.*``, ``training.*`` and ``size.*`` columns; ``config`` and
+            ``folder`` as objects.
+        scores: Table of path, label (1 for anomalous), class, raw score and the mask's path (empty where there is
+            none), for each folder of a cell that has one.
         costs: A row a measurement of latency.
-        environments: Names and versions, for the run and for each data set's costs.
+        environments: Names and versions, of each different place where cells ran and of each data set's costs.
         started: When the run began, or nothing.
         finished: When it ended, or nothing.
         unreadable: What could not be used, and why.
+        others: Number of cells in the folder that are of other configurations, and left out.
     """
 
     cells: pd.DataFrame
@@ -59,6 +66,7 @@ class Results:
     started: str = ""
     finished: str = ""
     unreadable: list[str] = field(default_factory=list)
+    others: int = 0
 
     def whole(self, data: str) -> pd.DataFrame:
         """Return a data set's cells that train on all images, whatever became of them."""
@@ -81,24 +89,31 @@ class Results:
         return costs[(costs["data"] == data) & (costs["precision"] == "f32") & (costs["batch"] == 1)]
 
 
-def read_results(out: Path) -> Results:
-    """Read all that the harness has finished.
+def read_results(out: Path, digests: Collection[str] | None = None) -> Results:
+    """Read what the harness has finished.
 
     Args:
         out: Folder with ``cells``, ``costs`` and ``run.json``, each of which may be absent. A cell without
             ``cell.json`` is not finished and is passed over; a file that cannot be used is named in ``unreadable``.
+        digests: Digests of the cells to report. Defaults to those of all cells in the folder.
 
     Returns:
         Cells sorted with Dskd first, costs, and where they were measured.
     """
     unreadable: list[str] = []
-    rows, scores = [], {}
+    rows, scores, others = [], {}, 0
+    environments: dict[str, dict[str, Any]] = {}
     for path in sorted(out.glob("cells/*/*/*/seed*/cell.json")):
         try:
-            rows.append(_row(path))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if digests is not None and content["digest"] not in digests:
+                others += 1
+                continue
+            rows.append(_row(path, content))
+            _add_environment(environments, content.get("environment") or {})
             if (path.parent / "scores.csv").is_file():
                 scores[path.parent] = _scores(path.parent / "scores.csv")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # noqa: PERF203
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             unreadable.append(f"{path.relative_to(out).parent}: {type(error).__name__}: {error}")
     cells = pd.DataFrame(rows, columns=None if rows else [*ALWAYS, "config", "folder"])
     cells = cells.reindex(columns=[*ALWAYS, *(name for name in cells.columns if name not in ALWAYS)])
@@ -108,16 +123,16 @@ def read_results(out: Path) -> Results:
     )
 
     costs: list[dict[str, Any]] = []
-    environments: dict[str, dict[str, Any]] = {}
     times: dict[str, Any] = {}
     for path in [*out.glob("run.json"), *sorted(out.glob("costs/*.json"))]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            is_run = path.name == "run.json"
-            environments["run" if is_run else f"costs of {path.stem}"] = dict(content.get("environment") or {})
-            times.update(content if is_run else {})
-            costs += [dict(row) for row in content.get("rows", [])]
-        except (OSError, ValueError, TypeError, AttributeError) as error:  # noqa: PERF203
+            times.update(content if path.name == "run.json" else {})
+            measured = [row for row in content.get("rows", []) if digests is None or row["cell"] in digests]
+            if measured:
+                environments[f"timing of {path.stem}"] = dict(content.get("environment") or {})
+            costs += [dict(row) for row in measured]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # noqa: PERF203
             unreadable.append(f"{path.relative_to(out)}: {type(error).__name__}: {error}")
     costs = [{**COST_COLUMNS, **{name: value for name, value in row.items() if value is not None}} for row in costs]
     return Results(
@@ -128,6 +143,7 @@ def read_results(out: Path) -> Results:
         started=str(times.get("started") or ""),
         finished=str(times.get("finished") or ""),
         unreadable=unreadable,
+        others=others,
     )
 
 
@@ -147,16 +163,23 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise DskdError(msg) from error
 
 
-def _row(path: Path) -> dict[str, Any]:
+def _add_environment(environments: dict[str, dict[str, Any]], environment: dict[str, Any]) -> None:
+    """Note where a cell ran, once for each different place; how busy that was differs from cell to cell."""
+    environment = {name: value for name, value in environment.items() if name != "load"}
+    if environment and environment not in environments.values():
+        environments[f"cells, {len(environments) + 1}" if environments else "cells"] = environment
+
+
+def _row(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Return a cell as a flat row."""
-    content = json.loads(path.read_text(encoding="utf-8"))
     if content["schema"] != SCHEMA:
         msg = f"schema {content['schema']!r} instead of {SCHEMA}; another version wrote it"
         raise ValueError(msg)
     row = {name: content["cell"][name] for name in IDENTITY}
     row |= {name: content.get(name) for name in ("status", "reason", "converged", "digest")}
-    for prefix in ("metrics", "anomalib_metrics", "training", "size"):
-        start = {"metrics": "", "anomalib_metrics": "anomalib."}.get(prefix, f"{prefix}.")
+    prefixes = {"metrics": "", "metric_errors": "error.", "anomalib_metrics": "anomalib."}
+    for prefix in (*prefixes, "training", "size"):
+        start = prefixes.get(prefix, f"{prefix}.")
         values = content.get(prefix) or {}
         row |= {f"{start}{name}": np.nan if value is None else float(value) for name, value in values.items()}
     return {**row, "fraction": float(row["fraction"]), "config": content.get("config") or {}, "folder": path.parent}
@@ -165,9 +188,10 @@ def _row(path: Path) -> dict[str, Any]:
 def _scores(path: Path) -> pd.DataFrame:
     """Return the raw scores of a cell's test images."""
     scores = pd.read_csv(
-        path, dtype={"path": str, "class": str}, keep_default_na=False, na_values={"score": ["", "nan"]}
+        path, dtype={"path": str, "class": str, "mask": str}, keep_default_na=False, na_values={"score": ["", "nan"]}
     )
     scores["label"] = scores["label"].astype(int)
+    scores["mask"] = scores.get("mask", "")
     scores["score"] = scores["score"].astype(float)
     if not np.isfinite(scores["score"]).all():
         msg = f"{path.name} holds scores that are not finite"

@@ -68,7 +68,7 @@ def gallery(results: Results, data: str, models: list[str]) -> Gallery | None:
             if choice.category == category:
                 strips[choice] = _strip(choice, {model: judged[category, model] for model in shown}, heat)
     caption = (
-        "Each row is one test image; the outline is its mask, where one was found beside it. Below each heat map: how "
+        "Each row is one test image; the outline is its mask, where it has one. Below each heat map: how "
         "far the score is above (+) or below (-) the threshold of the model's best F1 on these test images, in "
         "interquartile ranges of the scores of normal ones. Each model and category has one scale of colours: clear "
         f"at the median pixel of normal test images, middle where {100 * (1 - RARE):.1f} % of their pixels are above, "
@@ -125,18 +125,6 @@ def choose(judged: dict[tuple[str, str], pd.DataFrame], models: list[str]) -> li
     return [Choice(*key, reason) for key, reason in chosen.items()]
 
 
-def find_mask(path: Path) -> Path | None:
-    """Return the mask of an image, where one lies in the place that MVTec AD, MVTec 3D-AD or Magnetic Tile give it."""
-    defects, category = path.parent.name, path.parent.parent.parent
-    places = [
-        category / "ground_truth" / defects / f"{path.stem}_mask.png",
-        category / "ground_truth" / defects / f"{path.stem}.png",
-        path.parent.parent / "gt" / path.name,
-        path.with_suffix(".png"),
-    ]
-    return next((place for place in places if place != path and place.is_file()), None)
-
-
 def _reason(model: str, label: int, distance: float) -> str:
     if label == 1:
         return f"missed by {model}" if distance < 0 else f"lowest defect of {model}, found"
@@ -172,7 +160,8 @@ def _strip(choice: Choice, judged: dict[str, pd.DataFrame], heat: dict[str, _Hea
         for scores in judged.values()
         if choice.path in set(scores["path"])
     )
-    outline = _outline(path, image.size) if label else None
+    masks = {mask for scores in judged.values() for mask in scores.loc[scores["path"] == choice.path, "mask"]} - {""}
+    outline = _outline(Path(masks.pop()), image.size) if label and masks else None
     tiles = [
         Tile(
             _jpeg(image, outline),
@@ -206,10 +195,9 @@ def _open(path: Path) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _outline(path: Path, size: tuple[int, int]) -> np.ndarray | None:
-    """Return where to draw the outline of the image's mask, just outside of it, as booleans (h, w)."""
-    place = find_mask(path)
-    if place is None:
+def _outline(place: Path, size: tuple[int, int]) -> np.ndarray | None:
+    """Return where to draw the outline of a mask, just outside of it, as booleans (h, w); nothing if it has gone."""
+    if not place.is_file():
         return None
     with Image.open(place) as file:
         # a box filter and no threshold in between, so that a mask of few pixels is not lost in shrinking

@@ -12,6 +12,7 @@ from .report_means import means
 MEASURES = {
     "image_AUROC": "image AUROC",
     "latency_ms": "latency (ms)",
+    "memory_mib": "memory in inference (MiB)",
     "checkpoint_mb": "checkpoint (MB)",
     "training_s": "training (s)",
 }
@@ -30,9 +31,9 @@ def growth(results: Results, data: str) -> pd.DataFrame:
         data: Name of the data set.
 
     Returns:
-        Table of ``model``, ``fraction``, ``image_AUROC`` (in [0, 1]), ``latency_ms`` (median at batch 1, of torch in
-        f32), ``checkpoint_mb`` and ``training_s``, of models with cells at more than one fraction. A model's means are
-        over the categories and seeds that it has at all of its fractions. Empty where nothing grew.
+        Table of ``model``, ``fraction``, ``image_AUROC`` (in [0, 1]), ``latency_ms`` and ``memory_mib`` (medians at
+        batch 1, of torch in f32), ``checkpoint_mb`` and ``training_s``, of models with cells at more than one fraction.
+        A model's means are over the categories and seeds that it has at all of its fractions. Empty where nothing grew.
     """
     cells = results.cells[(results.cells["data"] == data) & (results.cells["status"] == "done")]
     costs = results.single_f32(data).query("engine == 'torch'")
@@ -50,5 +51,6 @@ def growth(results: Results, data: str) -> pd.DataFrame:
                 name: found[str(model)].value if (found := means(here, column)) else np.nan
                 for name, column in FROM_CELLS.items()
             }
-            rows.append({"model": model, "fraction": fraction, "latency_ms": timed["median_ms"].median(), **figures})
+            figures |= {"latency_ms": timed["median_ms"].median(), "memory_mib": timed["peak_memory_mib"].median()}
+            rows.append({"model": model, "fraction": fraction, **figures})
     return pd.DataFrame(rows, columns=["model", "fraction", *MEASURES])

@@ -21,7 +21,7 @@ from .report_means import means
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; shapes and lines tell the rest
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
-SHAPES = "osD^vP*X"
+SHAPES = "osD^vP*"  # as many as have no divisor in common with the colours
 LINES = ("-", "--", "-.", ":")
 ENGINES = {"torch": "full", "openvino": "none"}
 PRO_LIMIT = 0.3
@@ -49,7 +49,8 @@ class Style:
 
     def line(self, model: str) -> str:
         """Return the model's line style."""
-        return LINES[self.order[model] % len(LINES)]
+        index = self.order[model]
+        return LINES[(index + index // len(COLOURS)) % len(LINES)]
 
 
 def pareto(results: Results, data: str, style: Style, folder: Path) -> Figure | None:
@@ -201,7 +202,7 @@ def growth_curves(results: Results, data: str, style: Style, folder: Path) -> Fi
         folder / f"{data}_growth.png",
         alt=f"{', '.join(MEASURES[name] for name in measures)} of {', '.join(labels)} on {data} against the share "
         "of the training images; the figures are in the table below.",
-        caption="Latency is that of one image with torch in f32.",
+        caption="Latency and memory in inference are those of one image with torch in f32.",
     )
 
 

@@ -3,11 +3,6 @@
 
 """Run cells one after the other on this machine, each in a process of its own."""
 
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,9 +22,9 @@ from rich.progress import (
 )
 
 from .config import Cell, slug
+from .process import run_module
 from .store import FAILED, PROGRESS, finish, read_result, start, write_json
 
-POLL_SECONDS = 0.5
 # torch's large tensors in pages of 2 MiB: a step of PatchCore's coreset, which makes one of a gigabyte, takes a third
 CELL_ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
 SHOWN = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "AUPRO_30": "AUPRO"}
@@ -71,27 +66,10 @@ def run_process(cell: Cell, out: Path, watch: Callable[[dict[str, Any]], None] =
     work = start(out, cell)
     write_json(work / "task.json", asdict(cell))
     log = out / "logs" / f"{slug('-'.join(cell.folder.parts[1:]))}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "anomalib_dskd.benchmark.cell", str(out), str(work)]
-    with log.open("wb") as printed:
-        # its standard input closes when this process dies, however it does, and so it ends too
-        process = subprocess.Popen(  # noqa: S603
-            command,
-            stdin=subprocess.PIPE,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            env={**CELL_ENVIRONMENT, **os.environ},
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                watch(read_state(work / PROGRESS))
-        finally:
-            process.kill()
-            process.wait()
+    status = run_module("anomalib_dskd.benchmark.cell", [out, work], log, work / PROGRESS, CELL_ENVIRONMENT, watch)
     result = read_result(out / cell.folder)
     if result is None or result["digest"] != cell.digest:
-        reason = f"its process ended with status {process.returncode} and left no result; {log} has what it printed"
+        reason = f"its process ended with status {status} and left no result; {log} has what it printed"
         result = {"status": FAILED, "reason": reason}
         finish(out, cell, result)
     return result
@@ -133,12 +111,4 @@ def show_state(progress: Progress, task: TaskID, state: dict[str, Any]) -> None:
     description = progress.tasks[progress.task_ids.index(task)].description.split(" | ")[0]
     stage = state.get("stage", "starting")
     epoch = f" epoch {state['epoch']}" if "epoch" in state else ""
-    progress.update(task, description=f"{description} | {stage}{epoch}")
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Return what a process has written of its progress; nothing if it has not yet."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    progress.update(task, description=f"{description} | {stage}{epoch}", visible=True)

@@ -5,14 +5,12 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,9 @@ from rich.console import Console
 
 from .config import Cell, slug
 from .interleaved import PROCESS_ENVIRONMENT
-from .runner import POLL_SECONDS, progress_bars, read_state, show_state
-from .store import FAILED, WEIGHTS, read_result, write_json
+from .process import end_with_parent, run_module
+from .runner import progress_bars, show_state
+from .store import WEIGHTS, is_finished, read_result, write_json
 
 TEST_IMAGES = 16
 CALIBRATION_IMAGES = 16
@@ -42,8 +41,6 @@ def time_models(cells: Sequence[Cell], out: Path, rounds: int, console: Console)
         What went wrong; a model that cannot be exported is no failure but a row with its error.
     """
     problems = []
-    log = out / "logs" / "timing.txt"
-    log.parent.mkdir(exist_ok=True)
     for data, of_data in groupby(sorted(cells, key=lambda cell: cell.data), key=lambda cell: cell.data):
         timed = _choose(list(of_data), out)
         task = {"cells": [asdict(cell) for cell in timed], "rounds": rounds}
@@ -54,38 +51,23 @@ def time_models(cells: Sequence[Cell], out: Path, rounds: int, console: Console)
             continue
         request = out / "costs" / f"{slug(data)}.task"
         write_json(request, {**task, "digest": digest, "target": str(target)})
-        command = [sys.executable, "-m", "anomalib_dskd.benchmark.timing", str(out), str(request)]
-        status = _run(command, log, request.with_suffix(PROGRESS), f"timing on {data}", console)
-        request.unlink()
+        log, state = out / "logs" / f"timing-{slug(data)}.txt", request.with_suffix(PROGRESS)
+        with progress_bars(console) as progress:
+            bar = progress.add_task(f"timing on {data}", total=None)
+            show = partial(show_state, progress, bar)
+            status = run_module("anomalib_dskd.benchmark.timing", [out, request], log, state, PROCESS_ENVIRONMENT, show)
+        for path in (request, state):
+            path.unlink(missing_ok=True)
         if status != 0:
-            problems.append(f"timing the models of {data}: {log} says why")
+            problems.append(f"timing the models of {data}: its process ended with status {status}; {log} says why")
     return problems
-
-
-def _run(command: list[str], log: Path, state: Path, what: str, console: Console) -> int:
-    """Run the process that measures, show its progress and return its exit status."""
-    with log.open("ab") as printed, progress_bars(console) as progress:
-        bar = progress.add_task(what, total=None)
-        process = subprocess.Popen(  # noqa: S603
-            command, stdout=printed, stderr=subprocess.STDOUT, env={**os.environ, **PROCESS_ENVIRONMENT}
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                show_state(progress, bar, read_state(state))
-        finally:
-            process.kill()
-            process.wait()
-            state.unlink(missing_ok=True)
-    return process.returncode
 
 
 def _choose(cells: list[Cell], out: Path) -> list[Cell]:
     """Return one cell a model and share of the images: the first category and seed, unless it failed."""
     chosen: dict[tuple[str, float], Cell] = {}
     for cell in cells:
-        result = read_result(out / cell.folder)
-        if result is not None and result["status"] != FAILED:
+        if is_finished(out, cell):
             chosen.setdefault((cell.model, cell.fraction), cell)
     return list(chosen.values())
 
@@ -101,6 +83,7 @@ def _measure(out: Path, task: dict[str, Any], state: Path) -> None:
     models = {name: load_trained(cell, out / cell.folder / WEIGHTS) for name, cell in names.items()}
     data = prepare_data(cells[0])
     exports = out / "costs" / "exports"
+    shutil.rmtree(exports, ignore_errors=True)  # of a run that was killed
     rows = measure_latency(
         models,
         data.test_data.samples.image_path.iloc[:TEST_IMAGES].tolist(),
@@ -114,12 +97,14 @@ def _measure(out: Path, task: dict[str, Any], state: Path) -> None:
     for row in rows:
         cell = names[row["model"]]
         row |= {"data": cell.data, "category": cell.category, "model": cell.model, "fraction": cell.fraction}
+        row["cell"] = cell.digest
         row["random_weights"] = (read_result(out / cell.folder) or {}).get("status") != "done"
     write_json(Path(task["target"]), {"digest": task["digest"], "environment": environment(), "rows": rows})
 
 
 def main() -> int:
     """Measure the models of a task's cells."""
+    end_with_parent()
     out, request = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         _measure(out, json.loads(request.read_text(encoding="utf-8")), request.with_suffix(PROGRESS))
