@@ -101,6 +101,19 @@ def test_encoder_alone_is_stfpm():
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("students", ["both", "decoder"])
+def test_students_see_what_the_teacher_does_not(students):
+    model = build(students=students).eval()
+    clean, drawn = images(), images().flip(-1)
+    teacher, seen = model.features(clean, drawn)
+    expected_teacher, plain = model.features(clean)
+    _, expected_seen = model.features(drawn)
+    assert all(torch.equal(a, b) for a, b in zip(teacher, expected_teacher, strict=True))
+    for student, maps in seen.items():
+        assert all(torch.equal(a, b) for a, b in zip(maps, expected_seen[student], strict=True))
+        assert not torch.equal(maps[0], plain[student][0])
+
+
 def test_distance_of_regions():
     """It is zero where differences cancel and the distance itself where they agree."""
     teacher = torch.randn(1, 5, 20, 20)

@@ -242,7 +242,8 @@ def test_users_checkpoint_wins(tmp_path, data):
         assert same(weights(model), torch.load(path, weights_only=True)["state_dict"])
 
 
-def test_resumed_training_remembers_the_best_validation(tmp_path, data):
+@pytest.mark.parametrize("denoising", [0.0, 0.5])
+def test_resumed_training_remembers_the_best_validation(tmp_path, data, denoising):
     """Also where the best one came before the interruption and all later ones are worse."""
 
     class Spoil(Callback):
@@ -259,7 +260,8 @@ def test_resumed_training_remembers_the_best_validation(tmp_path, data):
         runner = engine(folder, callbacks=callbacks)
         datamodule = data(val_split_mode="from_train", val_split_ratio=0.5, train_batch_size=2)
         try:
-            runner.fit(model := dskd(training_steps=10), datamodule=datamodule, ckpt_path=ckpt_path)
+            model = dskd(training_steps=10, denoising=denoising)
+            runner.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         except (KeyboardInterrupt, SystemExit):
             return runner, None
         return runner, weights(model)
@@ -309,6 +311,14 @@ def test_same_seed_same_weights(tmp_path, data, workers, split):
     assert same(first, train(seed=3, noise=1))
     other = train(seed=4, noise=0)
     assert not same(first, other)
+
+
+def test_students_learn_to_overlook_drawn_defects(tmp_path, data):
+    engine(tmp_path).fit(plain := dskd(), datamodule=data())
+    engine(tmp_path).fit(denoising := dskd(denoising=1.0), datamodule=data())
+    assert not same(weights(plain), weights(denoising))
+    with pytest.raises(DskdError, match=r"denoising=50 is a share"):
+        dskd(denoising=50)
 
 
 def test_construction_leaves_the_process_alone():

@@ -40,6 +40,7 @@ from .batch import DskdBatch
 from .components import pretrained_cfg
 from .loss import PyramidMatchingLoss
 from .post_processor import DskdPostProcessor
+from .synthetic_defects import draw_defects
 from .teacher_weights import load_teacher
 from .torch_model import MIN_SIZE, DskdModel, Maps
 from .visualizer import DskdVisualizer
@@ -107,6 +108,9 @@ class Dskd(AnomalibModule):
         student_fusion: ``"sum"``, ``"product"`` or ``"max"`` over students.
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
         regions: Whether the distances of regions are added to those of single locations. Defaults to ``True``.
+        denoising: Share of the training images on which the students see drawn defects, see
+            :func:`~anomalib_dskd.model.synthetic_defects.draw_defects`, while they imitate the teacher's features of
+            the image without. Defaults to ``0.0``.
         false_alarm_rate: Share of good parts that may be called defective. Sets the thresholds where the validation
             images are all normal (``val_split_mode=from_train``); with defective ones among them the best F1 does.
             Photographs of one part, told by a column ``part`` of the data set's samples, count once, with the
@@ -146,6 +150,7 @@ class Dskd(AnomalibModule):
         student_fusion: str = "sum",
         smoothing: float = 4.0,
         regions: bool = True,
+        denoising: float = 0.0,
         false_alarm_rate: float = 0.01,
         training_steps: int = 300,
         learning_rate: float = 5e-3,
@@ -158,6 +163,9 @@ class Dskd(AnomalibModule):
     ) -> None:
         if training_steps < 1:
             msg = f"training_steps={training_steps} must be at least 1."
+            raise DskdError(msg)
+        if not 0 <= denoising <= 1:
+            msg = f"denoising={denoising} is a share of the training images: it must be between 0 and 1."
             raise DskdError(msg)
         # Lightning saves the arguments as they are bound here: plain data that loads with weights_only
         image_size = height_and_width(image_size)  # type: ignore[assignment]
@@ -245,10 +253,22 @@ class Dskd(AnomalibModule):
 
     def training_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Compute the pyramid-matching loss of a batch of normal images ``(B, 3, H, W)``."""
-        del args, kwargs
-        loss = self.loss(self.model.distances(*self.model.features(batch.image)))
+        del kwargs
+        seen = self._draw_defects(batch.image, batch_idx=args[0] if args else 0)
+        loss = self.loss(self.model.distances(*self.model.features(batch.image, seen)))
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=batch.batch_size)
         return loss
+
+    def _draw_defects(self, images: torch.Tensor, batch_idx: int) -> torch.Tensor | None:
+        """Return what the students see; the same for the same step, so that a resumed training sees it again."""
+        if not self.hparams.denoising:
+            return None
+        on_gpu = [images.device] if images.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=on_gpu, enabled=self.hparams.seed is not None):
+            if self.hparams.seed is not None:
+                step = (self.current_epoch * self.trainer.num_training_batches + batch_idx) * self.trainer.world_size
+                torch.manual_seed(self.hparams.seed + step + self.global_rank)
+            return draw_defects(images, self.hparams.denoising)
 
     def validation_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Predict, and log as ``val_loss`` the loss of the batch's normal images."""

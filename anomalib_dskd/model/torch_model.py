@@ -83,11 +83,12 @@ class DskdModel(nn.Module):
             else:
                 self.decoder = StudentDecoder(channels[-1], strides[-1], channels, strides)
 
-    def features(self, images: torch.Tensor) -> tuple[Maps, dict[str, Maps]]:
+    def features(self, images: torch.Tensor, seen: torch.Tensor | None = None) -> tuple[Maps, dict[str, Maps]]:
         """Compute the feature maps that are compared.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``, H and W at least 64.
+            seen: What the students see in place of the images, of the same shape; by default the images.
 
         Returns:
             The teacher's maps, ``(B, C, h, w)`` each, finest first, and likewise those of each student
@@ -101,13 +102,14 @@ class DskdModel(nn.Module):
             raise DskdError(msg)
         teacher = self.teacher(images)
         students: dict[str, Maps] = {}
-        seen = teacher
         if self.encoder is not None:
-            students["encoder"] = seen = self.encoder(images)
+            students["encoder"] = read = self.encoder(images if seen is None else seen)
+        else:
+            read = teacher if seen is None else self.teacher(seen)
         if self.decoder is not None:
             if self.interaction == "stop_gradient":
-                seen = [features.detach() for features in seen]
-            embedded = seen[-1] if self.embedding is None else self.embedding(seen)
+                read = [features.detach() for features in read]
+            embedded = read[-1] if self.embedding is None else self.embedding(read)
             students["decoder"] = self.decoder(embedded, [features.shape[-2:] for features in teacher])
         return teacher, students
 
