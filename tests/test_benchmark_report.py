@@ -29,6 +29,7 @@ from anomalib_dskd.benchmark.report_gallery import choose, judge
 from anomalib_dskd.benchmark.report_growth import growth
 from anomalib_dskd.benchmark.report_means import means
 from anomalib_dskd.benchmark.report_plots import GRID, Style, _on_grid, pareto_front
+from anomalib_dskd.benchmark.report_tables import growth_table
 from anomalib_dskd.errors import DskdError
 
 from .conftest import run
@@ -346,6 +347,12 @@ def test_growth_compares_the_same_cells(report):
     assert table.loc[("Dskd", 1.0), "latency_ms"] == 10.0
     assert list(table["checkpoint_mb"]) == [1, 8, 1, 8]
     assert growth(read_results(report), "parts").empty
+
+
+def test_growth_names_what_was_measured(report):
+    table = growth(read_results(report), "cloth")
+    assert "latency (ms)" in growth_table(table).columns
+    assert "latency (ms)" not in growth_table(table.assign(latency_ms=np.nan)).columns
 
 
 def test_interval_of_one_category_is_the_bootstraps(tmp_path):

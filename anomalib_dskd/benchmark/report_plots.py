@@ -202,7 +202,7 @@ def growth_curves(results: Results, data: str, style: Style, folder: Path) -> Fi
         folder / f"{data}_growth.png",
         alt=f"{', '.join(MEASURES[name] for name in measures)} of {', '.join(labels)} on {data} against the share "
         "of the training images; the figures are in the table below.",
-        caption="Latency and memory in inference are those of one image with torch in f32.",
+        caption="Latency and memory in inference, where timed, are those of one image with torch in f32.",
     )
 
 

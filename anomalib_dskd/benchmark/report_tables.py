@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from .report_cells import Results
 from .report_difference import Bootstrap, interval
 from .report_document import Entry, Row, Table
+from .report_growth import MEASURES
 from .report_means import best, means
 
 IMAGE_METRICS = {
@@ -56,6 +57,7 @@ COSTS = {
     "map_error": "map error",
     "rounds": "rounds",
 }
+GROWTH_DIGITS = {"image_AUROC": 3, "latency_ms": 1, "memory_mib": 0, "checkpoint_mb": 1, "training_s": 0}
 DIGITS = {"ratio": 2, "ratio_to_torch": 2, "map_error": 5, "rounds": 0}
 SIZES = {
     "size.parameters": ("parameters (M)", 1e-6, 2),
@@ -303,29 +305,18 @@ def growth_table(growth: pd.DataFrame) -> Table:
     Args:
         growth: As :func:`~anomalib_dskd.benchmark.report_growth.growth` returns it.
     """
+    measured = [name for name in MEASURES if growth[name].notna().any()]
     rows = [
         Row(
-            row.model,
+            row["model"],
             [
-                Entry(str(Fraction(row.fraction).limit_denominator(1000))),
-                Entry(_number(row.image_AUROC, 3)),
-                Entry(_number(row.latency_ms, 1)),
-                Entry(_number(row.memory_mib, 0)),
-                Entry(_number(row.checkpoint_mb, 1)),
-                Entry(_number(row.training_s, 0)),
+                Entry(str(Fraction(row["fraction"]).limit_denominator(1000))),
+                *(Entry(_number(row[name], GROWTH_DIGITS[name])) for name in measured),
             ],
         )
-        for row in growth.itertuples()
+        for _, row in growth.iterrows()
     ]
-    columns = [
-        "model",
-        "training images",
-        "image AUROC",
-        "latency (ms)",
-        "memory (MiB)",
-        "checkpoint (MB)",
-        "training (s)",
-    ]
+    columns = ["model", "training images", *(MEASURES[name] for name in measured)]
     caption = (
         "Growth with the share of the training images: means over the categories and seeds that have all of a model's "
         "shares."
