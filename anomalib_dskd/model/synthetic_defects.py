@@ -26,6 +26,11 @@ def draw_defects(images: torch.Tensor, share: float) -> torch.Tensor:
     Returns:
         New images of the same shape, device and type; torch's global random state decides what is drawn.
     """
+    with torch.autocast(images.device.type, enabled=False):
+        return _draw(images, share)
+
+
+def _draw(images: torch.Tensor, share: float) -> torch.Tensor:
     shifts = [int(torch.randint(side, ())) for side in images.shape[-2:]]
     others = images.roll(1, dims=0).roll(shifts, dims=(-2, -1)).flip(-1)
     drawn = images.clone()
