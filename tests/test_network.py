@@ -3,12 +3,13 @@
 
 """The network: shapes, parts, and that every option does what it says."""
 
+import numpy as np
 import pytest
 import torch
 from anomalib.models.image.stfpm.anomaly_map import AnomalyMapGenerator as StfpmAnomalyMapGenerator
 
 from anomalib_dskd.errors import DskdError
-from anomalib_dskd.model.components import feature_distance, region_distance
+from anomalib_dskd.model.components import ResidualWhitening, ScaleAnomaly, feature_distance
 from anomalib_dskd.model.cost import part_costs
 from anomalib_dskd.model.loss import PyramidMatchingLoss
 from anomalib_dskd.model.torch_model import DskdModel
@@ -85,7 +86,7 @@ def test_decoder_is_of_the_encoders_scale():
 
 def test_encoder_alone_is_stfpm():
     """With equal weights anomalib's STFPM gives the same maps, up to the scale it halves the distance by."""
-    model = build(students="encoder", scale_fusion="product", smoothing=0, regions=False).eval()
+    model = build(students="encoder", scale_fusion="product", smoothing=0, distance="cosine", regions=False).eval()
     assert model.decoder is None
     assert model.embedding is None
     batch = images(2, (96, 80))
@@ -115,29 +116,71 @@ def test_students_see_what_the_teacher_does_not(students):
 
 
 def test_distance_of_regions():
-    """It is zero where differences cancel and the distance itself where they agree."""
-    teacher = torch.randn(1, 5, 20, 20)
-    torch.testing.assert_close(region_distance(teacher, 3 * teacher), torch.zeros(1, 1, 20, 20))
-    constant, other = (torch.randn(1, 5, 1, 1).expand(-1, -1, 20, 20) for _ in range(2))
-    torch.testing.assert_close(region_distance(constant, other), feature_distance(constant, other))
+    """It is nearly zero where residuals cancel, and the distance itself where they agree."""
+    location, both = (ScaleAnomaly(5, 16, "cosine", regions=regions) for regions in (False, True))
+    teacher = torch.randn(1, 5, 1, 1).expand(-1, -1, 20, 20)
+    student = torch.randn(1, 5, 1, 1).expand(-1, -1, 20, 20)
+    torch.testing.assert_close(location(teacher, student), feature_distance(teacher, student), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(both(teacher, student), 2 * location(teacher, student))
     student = torch.randn(1, 5, 20, 20)
+    region = (both(teacher, student) - location(teacher, student))[0, 0]
     residual = torch.nn.functional.normalize(teacher, dim=1) - torch.nn.functional.normalize(student, dim=1)
-    found = region_distance(teacher, student)[0, 0]
     for row, column in [(10, 10), (0, 0), (19, 5)]:
-        inside = residual[0, :, max(0, row - 3) : row + 4, max(0, column - 3) : column + 4]
-        torch.testing.assert_close(found[row, column], inside.mean(dim=(1, 2)).square().sum() / 2)
+        inside = residual[0, :, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
+        expected = inside.mean(dim=(1, 2)).square().sum() / 2
+        torch.testing.assert_close(region[row, column], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_regions_are_added():
-    with_regions, without = (build(regions=regions) for regions in (True, False))
-    features = with_regions.features(images())
-    distances = with_regions.distances(*features)
-    anomalies = with_regions.anomalies(*features)
-    for student, scales in without.anomalies(*features).items():
-        for scale, distance in enumerate(scales):
-            torch.testing.assert_close(distance, distances[student][scale])
-            added = region_distance(features[0][scale], features[1][student][scale])
-            torch.testing.assert_close(anomalies[student][scale], distance + 2 * added)
+@pytest.mark.parametrize(("stride", "pixels"), [(2, 82), (4, 84), (8, 88), (16, 80), (32, 96)])
+def test_regions_are_as_wide_at_every_scale(stride, pixels):
+    assert ScaleAnomaly(3, stride, "cosine", regions=True).window * stride == pixels
+
+
+def test_whitening_counts_residuals_by_what_is_usual():
+    """Against numpy's second moment of all that was seen; evaluation takes it over and learns nothing."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    whitening = ResidualWhitening(6).train()
+    before = whitening.weight.clone()
+    seen = torch.einsum("ij,bjhw->bihw", mixing, torch.randn(10, 6, 8, 8, generator=generator, dtype=torch.float64))
+    for batch in seen.split(2):
+        whitening.update(batch.float())
+    assert torch.equal(whitening.weight, before)
+    whitening.eval()
+    locations = seen.transpose(0, 1).flatten(1).numpy()
+    moment = locations @ locations.T / locations.shape[1]
+    inverse = np.linalg.inv(moment + np.trace(moment) / 6 * np.eye(6))
+    expected = np.einsum("in,ij,jn->n", locations, inverse, locations).reshape(10, 8, 8)
+    found = whitening(seen.float()).square().sum(dim=1)
+    np.testing.assert_allclose(found, expected / expected.mean(), rtol=1e-4)
+    copy = ResidualWhitening(6)
+    copy.load_state_dict(whitening.state_dict())
+    assert torch.equal(copy.eval().weight, whitening.weight)
+
+
+def test_whitening_forgets_the_beginning_of_training():
+    whitening = ResidualWhitening(4)
+    for _ in range(400):
+        whitening.update(100 * torch.ones(1, 4, 2, 2))
+    for _ in range(600):
+        whitening.update(torch.ones(1, 4, 2, 2))
+    torch.testing.assert_close(whitening.second_moment, torch.ones(4, 4), rtol=0.1, atol=0)
+
+
+def test_whitening_makes_scales_and_students_alike():
+    """A half for locations and a half for regions, whatever the network."""
+    model = build().train()
+    teacher, students = model.features(images(4))
+    for _ in range(3):
+        model.learn_usual(teacher, students)
+    for scales in model.eval().anomalies(teacher, students).values():
+        assert [scale.mean().item() for scale in scales] == pytest.approx([1, 1, 1], rel=1e-3)
+
+
+def test_nothing_to_whiten_is_no_number_out_of_bounds():
+    whitening = ResidualWhitening(3)
+    whitening.update(torch.zeros(1, 3, 2, 2))
+    assert (whitening.eval()(torch.zeros(1, 3, 2, 2)) == 0).all()
 
 
 def test_distance_is_one_minus_cosine():

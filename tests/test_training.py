@@ -314,11 +314,12 @@ def test_same_seed_same_weights(tmp_path, data, workers, split):
 
 
 def test_students_learn_to_overlook_drawn_defects(tmp_path, data):
-    engine(tmp_path).fit(plain := dskd(), datamodule=data())
-    engine(tmp_path).fit(denoising := dskd(denoising=1.0), datamodule=data())
+    engine(tmp_path).fit(plain := dskd(denoising=0.0), datamodule=data())
+    engine(tmp_path).fit(denoising := dskd(denoising=0.9), datamodule=data())
     assert not same(weights(plain), weights(denoising))
-    with pytest.raises(DskdError, match=r"denoising=50 is a share"):
-        dskd(denoising=50)
+    for share in (1.0, 50):
+        with pytest.raises(DskdError, match=rf"denoising={share} is a share"):
+            dskd(denoising=share)
 
 
 def test_construction_leaves_the_process_alone():

@@ -75,12 +75,13 @@ NETWORK_ARGUMENTS = (
     "students",
     "embedding",
     "interaction",
+    "distance",
     "scale_fusion",
     "student_fusion",
     "smoothing",
     "regions",
 )
-BEFORE_IT_EXISTED = {"regions": False}
+BEFORE_IT_EXISTED = {"regions": False, "distance": "cosine"}
 SAVED_ARGUMENTS = (*NETWORK_ARGUMENTS, "image_size")
 
 
@@ -104,13 +105,15 @@ class Dskd(AnomalibModule):
         students: ``"both"``, ``"encoder"`` or ``"decoder"``. Defaults to ``"both"``.
         embedding: Whether the decoder reads the embedding of all scales or the encoder's coarsest map.
         interaction: ``"gradient"`` or ``"stop_gradient"`` from the decoder into the encoder.
+        distance: ``"mahalanobis"``, where what the students miss of normal images counts less, or ``"cosine"``, in the
+            anomaly map; training is by the latter.
         scale_fusion: ``"sum"``, ``"product"`` or ``"max"`` over scales.
         student_fusion: ``"sum"``, ``"product"`` or ``"max"`` over students.
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
         regions: Whether the distances of regions are added to those of single locations. Defaults to ``True``.
-        denoising: Share of the training images on which the students see drawn defects, see
+        denoising: Share of the training images, less than 1, on which the students see drawn defects, see
             :func:`~anomalib_dskd.model.synthetic_defects.draw_defects`, while they imitate the teacher's features of
-            the image without. Defaults to ``0.0``.
+            the image without. Defaults to ``0.5``.
         false_alarm_rate: Share of good parts that may be called defective. Sets the thresholds where the validation
             images are all normal (``val_split_mode=from_train``); with defective ones among them the best F1 does.
             Photographs of one part, told by a column ``part`` of the data set's samples, count once, with the
@@ -146,11 +149,12 @@ class Dskd(AnomalibModule):
         students: str = "both",
         embedding: bool = True,
         interaction: str = "gradient",
+        distance: str = "mahalanobis",
         scale_fusion: str = "sum",
         student_fusion: str = "sum",
         smoothing: float = 4.0,
         regions: bool = True,
-        denoising: float = 0.0,
+        denoising: float = 0.5,
         false_alarm_rate: float = 0.01,
         training_steps: int = 300,
         learning_rate: float = 5e-3,
@@ -164,8 +168,8 @@ class Dskd(AnomalibModule):
         if training_steps < 1:
             msg = f"training_steps={training_steps} must be at least 1."
             raise DskdError(msg)
-        if not 0 <= denoising <= 1:
-            msg = f"denoising={denoising} is a share of the training images: it must be between 0 and 1."
+        if not 0 <= denoising < 1:
+            msg = f"denoising={denoising} is a share of the training images: it must be at least 0 and less than 1."
             raise DskdError(msg)
         # Lightning saves the arguments as they are bound here: plain data that loads with weights_only
         image_size = height_and_width(image_size)  # type: ignore[assignment]
@@ -255,7 +259,9 @@ class Dskd(AnomalibModule):
         """Compute the pyramid-matching loss of a batch of normal images ``(B, 3, H, W)``."""
         del kwargs
         seen = self._draw_defects(batch.image, batch_idx=args[0] if args else 0)
-        loss = self.loss(self.model.distances(*self.model.features(batch.image, seen)))
+        teacher, students = self.model.features(batch.image, seen)
+        loss = self.loss(self.model.distances(teacher, students))
+        self._learn_usual(batch.image, seen, teacher, students)
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=batch.batch_size)
         return loss
 
@@ -269,6 +275,18 @@ class Dskd(AnomalibModule):
                 step = (self.current_epoch * self.trainer.num_training_batches + batch_idx) * self.trainer.world_size
                 torch.manual_seed(self.hparams.seed + step + self.global_rank)
             return draw_defects(images, self.hparams.denoising)
+
+    def _learn_usual(
+        self, images: torch.Tensor, seen: torch.Tensor | None, teacher: Maps, students: dict[str, Maps]
+    ) -> None:
+        """Let the model learn what is usual from the images on which nothing was drawn."""
+        if seen is not None:
+            untouched = (seen == images).flatten(1).all(dim=1)
+            if not untouched.any():
+                return
+            teacher = [features[untouched] for features in teacher]
+            students = {student: [features[untouched] for features in maps] for student, maps in students.items()}
+        self.model.learn_usual(teacher, students)
 
     def validation_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Predict, and log as ``val_loss`` the loss of the batch's normal images."""

@@ -12,12 +12,12 @@ from torch import nn
 from anomalib_dskd.errors import DskdError, check_choice
 
 from .anomaly_map import AnomalyMapGenerator
-from .components import DeepFeatureEmbedding, StudentDecoder, Teacher, build_backbone, feature_distance, region_distance
+from .components import DeepFeatureEmbedding, ScaleAnomaly, StudentDecoder, Teacher, build_backbone, feature_distance
 
 STUDENTS = ("both", "encoder", "decoder")
 INTERACTIONS = ("gradient", "stop_gradient")
+DISTANCES = ("mahalanobis", "cosine")
 MIN_SIZE = 64
-REGION_WEIGHT = 2.0
 
 Maps = list[torch.Tensor]
 
@@ -41,12 +41,13 @@ class DskdModel(nn.Module):
             coarsest map as it is. Defaults to ``True``.
         interaction: ``"gradient"`` lets the decoder's loss train the encoder through the embedding,
             ``"stop_gradient"`` does not. Defaults to ``"gradient"``.
+        distance: What of the students' misses the anomaly map shows: ``"mahalanobis"`` counts them by what is usual on
+            normal images, ``"cosine"`` counts all alike, as training does; see
+            :class:`~anomalib_dskd.model.components.ScaleAnomaly`. Defaults to ``"mahalanobis"``.
         scale_fusion: How scales are fused into a map: ``"sum"``, ``"product"`` or ``"max"``.
         student_fusion: How the students' maps are fused, likewise.
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
-        regions: Whether the distances of regions, see
-            :func:`~anomalib_dskd.model.components.region_distance`, are added to those of single locations. They
-            count twice: on normal images they are five to ten times smaller. Defaults to ``True``.
+        regions: Whether the distances of regions are added to those of single locations. Defaults to ``True``.
 
     Raises:
         DskdError: If an argument has a value that is not offered; the message lists those that are.
@@ -59,15 +60,16 @@ class DskdModel(nn.Module):
         students: str = "both",
         embedding: bool = True,
         interaction: str = "gradient",
+        distance: str = "mahalanobis",
         scale_fusion: str = "sum",
         student_fusion: str = "sum",
         smoothing: float = 4.0,
         regions: bool = True,
     ) -> None:
         super().__init__()
-        self.regions = regions
         self.students = check_choice("students", students, STUDENTS)
         self.interaction = check_choice("interaction", interaction, INTERACTIONS)
+        check_choice("distance", distance, DISTANCES)
         self.anomaly_map_generator = AnomalyMapGenerator(scale_fusion, student_fusion, smoothing)
         self.teacher = Teacher(backbone, layers)
         channels, strides = self.teacher.channels, self.teacher.strides
@@ -82,6 +84,16 @@ class DskdModel(nn.Module):
                 self.decoder = StudentDecoder(self.embedding.out_channels, self.embedding.out_stride, channels, strides)
             else:
                 self.decoder = StudentDecoder(channels[-1], strides[-1], channels, strides)
+        self.scale_anomalies = nn.ModuleDict(
+            {
+                student: nn.ModuleList(
+                    ScaleAnomaly(each, stride, distance, regions)
+                    for each, stride in zip(channels, strides, strict=True)
+                )
+                for student in ("encoder", "decoder")
+                if students in ("both", student)
+            }
+        )
 
     def features(self, images: torch.Tensor, seen: torch.Tensor | None = None) -> tuple[Maps, dict[str, Maps]]:
         """Compute the feature maps that are compared.
@@ -134,16 +146,22 @@ class DskdModel(nn.Module):
 
         Arguments and shapes are those of :meth:`distances`.
         """
-        distances = self.distances(teacher, students)
-        if not self.regions:
-            return distances
         return {
             student: [
-                distance + REGION_WEIGHT * region_distance(t, s)
-                for distance, t, s in zip(distances[student], teacher, maps, strict=True)
+                scale_anomaly(t, s)
+                for scale_anomaly, t, s in zip(self.scale_anomalies[student], teacher, maps, strict=True)
             ]
             for student, maps in students.items()
         }
+
+    def learn_usual(self, teacher: Maps, students: Mapping[str, Maps]) -> None:
+        """Take what the students miss of normal images into what is usual, for the Mahalanobis distance.
+
+        Arguments and shapes are those of :meth:`distances`.
+        """
+        for student, maps in students.items():
+            for scale_anomaly, t, s in zip(self.scale_anomalies[student], teacher, maps, strict=True):
+                scale_anomaly.learn(t, s)
 
     def forward(self, images: torch.Tensor) -> dict[str, Maps] | InferenceBatch:
         """Compute distances (training) or anomaly map and score (evaluation).

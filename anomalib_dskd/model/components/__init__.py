@@ -3,18 +3,21 @@
 
 """Parts of the DSKD network, one to a file."""
 
+from .anomaly import ScaleAnomaly
 from .backbone import build_backbone, pretrained_cfg
 from .decoder import StudentDecoder
-from .distance import feature_distance, region_distance
+from .distance import feature_distance
 from .embedding import DeepFeatureEmbedding
 from .teacher import Teacher
+from .whitening import ResidualWhitening
 
 __all__ = [
     "DeepFeatureEmbedding",
+    "ResidualWhitening",
+    "ScaleAnomaly",
     "StudentDecoder",
     "Teacher",
     "build_backbone",
     "feature_distance",
     "pretrained_cfg",
-    "region_distance",
 ]

@@ -1,13 +1,11 @@
 # Copyright (C) 2026 The anomalib-dskd authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Distance of two feature maps: the quantity that is trained down, and its like for regions."""
+"""Distance of two feature maps: the quantity that is trained down."""
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 EPSILON = 1e-12
-REGION = 7
 
 
 def feature_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
@@ -33,26 +31,3 @@ def feature_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tens
         )
         cosine = (teacher * student).sum(dim=1, keepdim=True) / norms.clamp_min(EPSILON)
         return (1 - cosine).clamp_min(0)
-
-
-def region_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    r"""Distance of what teacher and student have in common with their neighbourhood.
-
-    .. math:: r = \tfrac{1}{2} \lVert \operatorname{mean}_{7 \times 7}(\hat{t} - \hat{s}) \rVert^2
-
-    On normal images a student misses the teacher by a little in directions that change from place to place, and their
-    mean vanishes; in the inner area of a large defect it misses it in the same direction everywhere, and the mean
-    remains. The distance at each location alone cannot tell one from the other.
-
-    Args:
-        teacher: Teacher's map of shape ``(B, C, h, w)``.
-        student: A student's map of the same shape.
-
-    Returns:
-        Distances in [0, 2] of shape ``(B, 1, h, w)``, float32; never more than the mean of
-        :func:`feature_distance` over the neighbourhood. At the border the mean is of what lies inside.
-    """
-    with torch.autocast(teacher.device.type, enabled=False):
-        residual = F.normalize(teacher.float(), dim=1, eps=EPSILON) - F.normalize(student.float(), dim=1, eps=EPSILON)
-        mean = F.avg_pool2d(residual, REGION, stride=1, padding=REGION // 2, count_include_pad=False)
-        return 0.5 * mean.square().sum(dim=1, keepdim=True)
