@@ -22,8 +22,8 @@ class ScaleAnomaly(nn.Module):
     .. math:: \tfrac{1}{2} \lVert \operatorname{mean}_{k \times k} r \rVert^2
 
     On normal images a student misses the teacher by a little in directions that change from place to place, and their
-    mean nearly vanishes; in the inner area of a large defect it misses it in the same direction everywhere, and the mean
-    remains. The distance at each location alone cannot tell one from the other. A region is about 80 pixels wide
+    mean nearly vanishes; in the inner area of a large defect it misses it in the same direction everywhere, and the
+    mean remains. The distance at each location alone cannot tell one from the other. A region is about 80 pixels wide
     at any scale.
 
     Args:
@@ -76,7 +76,7 @@ def feature_residual(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tens
 
 
 def region_mean(residual: torch.Tensor, window: int) -> torch.Tensor:
-    """Mean over ``window`` x ``window`` locations of a map ``(B, C, h, w)``; at the border, of those that lie inside."""
+    """Mean over ``window`` x ``window`` locations of a map ``(B, C, h, w)``; at the border, of those inside."""
     half = window // 2
     rows = F.avg_pool2d(residual, (window, 1), stride=1, padding=(half, 0), count_include_pad=False)
     return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, half), count_include_pad=False)
