@@ -10,6 +10,7 @@ from anomalib.models.image.stfpm.anomaly_map import AnomalyMapGenerator as Stfpm
 
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model.components import ResidualWhitening, ScaleAnomaly, feature_distance
+from anomalib_dskd.model.components.whitening import half_squared_norm
 from anomalib_dskd.model.cost import part_costs
 from anomalib_dskd.model.loss import PyramidMatchingLoss
 from anomalib_dskd.model.torch_model import DskdModel
@@ -136,26 +137,60 @@ def test_regions_are_as_wide_at_every_scale(stride, pixels):
     assert ScaleAnomaly(3, stride, "cosine", regions=True).window * stride == pixels
 
 
+def normal_residuals(batches, generator=None):
+    generator = generator or torch.Generator().manual_seed(0)
+    mixing = torch.randn(6, 6, generator=generator)
+    return [torch.einsum("ij,bjhw->bihw", mixing, torch.randn(4, 6, 8, 8, generator=generator)) for _ in range(batches)]
+
+
 def test_whitening_counts_residuals_by_what_is_usual():
-    """Against numpy's second moment of all that was seen; evaluation takes it over and learns nothing."""
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    """Against numpy's second moment of all that was seen, up to a factor; evaluation takes it over."""
+    seen = normal_residuals(5)
     whitening = ResidualWhitening(6).train()
-    before = whitening.weight.clone()
-    seen = torch.einsum("ij,bjhw->bihw", mixing, torch.randn(10, 6, 8, 8, generator=generator, dtype=torch.float64))
-    for batch in seen.split(2):
-        whitening.update(batch.float())
-    assert torch.equal(whitening.weight, before)
+    for batch in seen:
+        whitening.update(batch)
     whitening.eval()
-    locations = seen.transpose(0, 1).flatten(1).numpy()
+    locations = torch.cat(seen).transpose(0, 1).flatten(1).double().numpy()
     moment = locations @ locations.T / locations.shape[1]
     inverse = np.linalg.inv(moment + np.trace(moment) / 6 * np.eye(6))
-    expected = np.einsum("in,ij,jn->n", locations, inverse, locations).reshape(10, 8, 8)
-    found = whitening(seen.float()).square().sum(dim=1)
-    np.testing.assert_allclose(found, expected / expected.mean(), rtol=1e-4)
+    expected = np.einsum("in,ij,jn->n", locations, inverse, locations).reshape(20, 8, 8)
+    found = whitening(torch.cat(seen)).square().sum(dim=1).numpy()
+    np.testing.assert_allclose(found / found.mean(), expected / expected.mean(), rtol=1e-4)
     copy = ResidualWhitening(6)
     copy.load_state_dict(whitening.state_dict())
-    assert torch.equal(copy.eval().weight, whitening.weight)
+    assert torch.equal(copy.eval()(seen[0]), whitening(seen[0]))
+
+
+def test_largest_distances_of_normal_images_vary_by_one():
+    """However many channels there are and however large the residuals: each map has the same say in the sum."""
+    batches = normal_residuals(600)
+    for factor in (0.1, 10):
+        whitening = ResidualWhitening(6).train()
+        for batch in batches[:500]:
+            whitening.update(factor * batch)
+        whitening.eval()
+        peaks = torch.cat([half_squared_norm(whitening(factor * batch)).amax(dim=(1, 2, 3)) for batch in batches[500:]])
+        assert peaks.std().item() == pytest.approx(1, rel=0.15)
+
+
+def test_spread_is_that_of_all_images_seen_so_far():
+    """Its moving average starts as a plain one: numpy's over the largest distances, batch by batch."""
+    whitening = ResidualWhitening(6).train()
+    peaks = []
+    for batch in normal_residuals(9):  # up to the second weight
+        whitening.update(batch)
+        whitened = torch.einsum("ij,bjhw->bihw", whitening.weight, batch)
+        peaks += (whitened.square().sum(dim=1) / 2).amax(dim=(1, 2)).tolist()
+    assert whitening.peak.item() == pytest.approx(np.mean(peaks), rel=1e-4)
+    assert whitening.peak_variance.item() == pytest.approx(np.var(peaks), rel=1e-3)
+
+
+def test_one_normal_image_alone_has_a_spread_too():
+    whitening = ResidualWhitening(6).train()
+    (batch,) = normal_residuals(1)
+    for _ in range(20):
+        whitening.update(batch[:1])
+    assert half_squared_norm(whitening.eval()(batch[:1])).amax().item() == pytest.approx(20, rel=0.05)
 
 
 def test_whitening_forgets_the_beginning_of_training():
@@ -165,16 +200,6 @@ def test_whitening_forgets_the_beginning_of_training():
     for _ in range(600):
         whitening.update(torch.ones(1, 4, 2, 2))
     torch.testing.assert_close(whitening.second_moment, torch.ones(4, 4), rtol=0.1, atol=0)
-
-
-def test_whitening_makes_scales_and_students_alike():
-    """A half for locations and a half for regions, whatever the network."""
-    model = build().train()
-    teacher, students = model.features(images(4))
-    for _ in range(3):
-        model.learn_usual(teacher, students)
-    for scales in model.eval().anomalies(teacher, students).values():
-        assert [scale.mean().item() for scale in scales] == pytest.approx([1, 1, 1], rel=1e-3)
 
 
 def test_nothing_to_whiten_is_no_number_out_of_bounds():

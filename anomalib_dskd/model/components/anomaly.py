@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from .distance import EPSILON
-from .whitening import ResidualWhitening
+from .whitening import ResidualWhitening, half_squared_norm
 
 REGION_PIXELS = 80
 
@@ -80,8 +80,3 @@ def region_mean(residual: torch.Tensor, window: int) -> torch.Tensor:
     half = window // 2
     rows = F.avg_pool2d(residual, (window, 1), stride=1, padding=(half, 0), count_include_pad=False)
     return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, half), count_include_pad=False)
-
-
-def half_squared_norm(residual: torch.Tensor) -> torch.Tensor:
-    """Half the squared norm at each location of a map ``(B, C, h, w)``, of shape ``(B, 1, h, w)``."""
-    return 0.5 * residual.square().sum(dim=1, keepdim=True)

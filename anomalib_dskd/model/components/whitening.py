@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 MOMENTUM = 0.02
+UPDATES_A_WEIGHT = 10
+LEAST_SPREAD = 0.05
 TINY = 1e-12
 
 
@@ -19,13 +21,14 @@ class ResidualWhitening(nn.Module):
     of normal residuals and :math:`\bar{s}` the mean of its diagonal, half the squared norm of the result is a
     Mahalanobis distance
 
-    .. math:: d = \tfrac{1}{2 u} \; r^\top (S + \bar{s} I)^{-1} r, \qquad u = \operatorname{tr} (S + \bar{s} I)^{-1} S
+    .. math:: d = \tfrac{1}{2 \sigma} \; r^\top (S + \bar{s} I)^{-1} r
 
-    which is one half on average on normal images, so that scales and students can be added. The shrinkage
-    :math:`\bar{s} I` keeps directions in which normal images hardly differ from ruling the map.
+    The shrinkage :math:`\bar{s} I` keeps directions in which normal images hardly differ from ruling the map.
+    :math:`\sigma` is the standard deviation, over normal images, of the largest distance in an image: what ranks images
+    is their largest distance, and a map that varies there by itself must not rule the sum of scales and students.
 
-    :math:`S` is a moving average over training, as batch normalisation keeps its own; it becomes the weight when the
-    module is put into evaluation mode.
+    All are moving averages over training, as batch normalisation keeps its own; :math:`S` becomes the weight every few
+    steps and when the module is put into evaluation mode.
 
     Args:
         channels: Number of channels, C.
@@ -33,26 +36,37 @@ class ResidualWhitening(nn.Module):
 
     second_moment: torch.Tensor
     weight: torch.Tensor
+    peak: torch.Tensor
+    peak_variance: torch.Tensor
     updates: torch.Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("second_moment", torch.eye(channels) / channels)
         self.register_buffer("weight", torch.eye(channels))
+        self.register_buffer("peak", torch.ones(()))
+        self.register_buffer("peak_variance", torch.ones(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._weigh()
 
     @torch.no_grad()
     def update(self, residual: torch.Tensor) -> None:
-        """Take residuals of normal images, ``(B, C, h, w)`` with B at least 1, into the moving average."""
+        """Take residuals of normal images, ``(B, C, h, w)`` with B at least 1, into the moving averages."""
         locations = residual.transpose(0, 1).flatten(1)
-        self.updates += 1
-        momentum = (1 / self.updates).clamp_min(MOMENTUM)  # at first a plain mean
+        momentum = (1 / (self.updates + 1)).clamp_min(MOMENTUM)  # at first a plain mean
         self.second_moment.lerp_(locations @ locations.T / locations.shape[1], momentum)
+        if self.updates % UPDATES_A_WEIGHT == 0:
+            self._weigh()
+        peaks = half_squared_norm(whiten(residual, self.weight)).flatten(1).amax(dim=1)
+        before = self.peak.clone()
+        self.peak.lerp_(peaks.mean(), momentum)
+        self.peak_variance.lerp_(((peaks - before) * (peaks - self.peak)).mean(), momentum)
+        self.updates += 1
 
     def forward(self, residual: torch.Tensor) -> torch.Tensor:
         """Whiten residuals ``(B, C, h, w)``."""
-        return F.conv2d(residual, self.weight[..., None, None])
+        spread = torch.maximum(self.peak_variance.sqrt(), LEAST_SPREAD * self.peak)  # one image alone has none
+        return whiten(residual, self.weight * spread.clamp_min(TINY).rsqrt())
 
     def train(self, mode: bool = True) -> "ResidualWhitening":
         """Set the mode; the weight follows what was learned in training."""
@@ -65,6 +79,15 @@ class ResidualWhitening(nn.Module):
         moment = self.second_moment.cpu().double()  # on the CPU, since Apple's GPUs have no float64
         shrinkage = moment.diagonal().mean().clamp_min(TINY)
         inverse, _ = torch.linalg.inv_ex(moment + shrinkage * torch.eye(len(moment), dtype=moment.dtype))
-        usual = (inverse @ moment).trace().clamp_min(TINY)
         # without checks: of a training that has gone to NaN the loss tells
-        self.weight.copy_(torch.linalg.cholesky_ex(inverse / usual)[0].T)
+        self.weight.copy_(torch.linalg.cholesky_ex(inverse)[0].T)
+
+
+def whiten(residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Multiply residuals ``(B, C, h, w)`` by a matrix ``(C, C)`` at each location."""
+    return F.conv2d(residual, weight[..., None, None])
+
+
+def half_squared_norm(residual: torch.Tensor) -> torch.Tensor:
+    """Half the squared norm at each location of a map ``(B, C, h, w)``, of shape ``(B, 1, h, w)``."""
+    return 0.5 * residual.square().sum(dim=1, keepdim=True)
