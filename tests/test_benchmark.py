@@ -97,6 +97,27 @@ def test_scores_are_not_rounded(small):
     assert scores.nunique() == len(scores)
 
 
+def test_tests_on_the_way_take_no_part_in_the_training(small):
+    """The trained models score as without; the last test is of the trained model, and Patchcore has none before it."""
+    out = small[1].with_name("curve")
+    process = start_benchmark(out.parent, out, models=MODELS[:3], training_tests=3)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    for model in ("Dskd", "Stfpm", "Patchcore"):
+        cell = f"cells/DemoTextures/brick/{model}/seed0"
+        found, expected = (pd.read_csv(folder / cell / "scores.csv") for folder in (out, small[1]))
+        pd.testing.assert_frame_equal(found, expected)
+    assert not (out / cell / "training_curve.csv").exists()
+    for model in ("Dskd", "Stfpm"):
+        curve = pd.read_csv(out / f"cells/DemoTextures/brick/{model}/seed0/training_curve.csv")
+        result = read_result(out / f"cells/DemoTextures/brick/{model}/seed0")
+        assert curve.step.tolist() == [1, 2, 3]
+        assert curve.seconds.is_monotonic_increasing
+        assert curve.seconds.iloc[-1] < result["training"]["seconds"]
+        assert curve.image_AUROC.iloc[-1] == pytest.approx(result["metrics"]["image_AUROC"], abs=1e-6)
+    assert "DemoTextures_training.png" in (out / "report.md").read_text()
+
+
 def test_finished_cells_are_not_run_again_and_changed_ones_are(small):
     _, out = small
     before = {path: path.stat().st_mtime_ns for path in out.rglob("cell.json")}
@@ -236,6 +257,8 @@ def test_configurations_that_cannot_be_run():
         cells_of(SMALL["data"], [])
     with pytest.raises(DskdError, match=r"fractions=\[0\]"):
         cells_of(SMALL["data"], MODELS, fractions=[0])
+    with pytest.raises(DskdError, match="training_tests=-1"):
+        cells_of(SMALL["data"], MODELS, training_tests=-1)
     with pytest.raises(DskdError, match="hold_out=0 must lie in"):
         cells_of(SMALL["data"], MODELS, hold_out=0)
     for grid in (4, "ab", []):

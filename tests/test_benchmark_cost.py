@@ -101,8 +101,8 @@ def test_gmacs_are_those_of_the_textbook(teacher_file):
     for name, network in networks.items():
         counted = count_cost(network, images)[""]
         expected = convolution_macs(network, images) / 1e9
-        if name == "Dskd":  # whitening, functional too: two students, three scales, locations and regions
-            expected += 2 * 3 * 2 * 2**24 / 1e9
+        if name == "Dskd":  # whitening, functional too, of two students: at three scales, regions on a grid of 16 x 16
+            expected += 2 * (3 * 2**24 + (64**2 + 128**2 + 256**2) * 16**2) / 1e9
         # the rest are functional convolutions: blurs of the map
         assert counted.gmacs == pytest.approx(expected, abs=0.1), name
         assert counted.gmacs >= expected - 1e-9, name
@@ -271,11 +271,11 @@ def test_every_engine_and_batch_is_timed(measured, model):
 @pytest.mark.parametrize("model", ["Dskd", "Patchcore"])
 def test_engines_say_what_torch_says(measured, model):
     rows, _ = measured
-    limits = {("torch", "f32"): 0.0, ("openvino", "f32"): 1e-4}
+    limits = {("torch", "f32"): 0.0, ("openvino", "f32"): 1e-5}
     for engine, precision in expected_engines():
         for batch in (1, 3):
             error = rows[model, engine, precision, batch]["map_error"]
-            assert error <= limits.get((engine, precision), 0.5), (engine, precision, batch)
+            assert error <= limits.get((engine, precision), 0.1), (engine, precision, batch)
             assert (error == 0) == ((engine, precision) == ("torch", "f32"))
 
 

@@ -30,6 +30,7 @@ from anomalib_dskd.benchmark.report_growth import growth
 from anomalib_dskd.benchmark.report_means import means
 from anomalib_dskd.benchmark.report_plots import GRID, Style, _on_grid, pareto_front
 from anomalib_dskd.benchmark.report_tables import growth_table
+from anomalib_dskd.benchmark.report_training import time_to_accuracy, training
 from anomalib_dskd.errors import DskdError
 
 from .conftest import run
@@ -336,6 +337,27 @@ def test_figures_are_files_of_modest_size(report):
     for name in named:
         assert (report / name).stat().st_size < 200_000
         Image.open(report / name).verify()
+
+
+def test_training_curves_tell_the_time_to_the_best_other_model(tmp_path):
+    """Dskd is as good as Stfpm ends after its second test; the mean is over both seeds, test by test."""
+    out = write_run(tmp_path / "out")
+    assert training(read_results(out), "parts").empty
+    rise = {"Dskd": (0.6, 0.8, 0.9), "Stfpm": (0.5, 0.6, 0.8), "Padim": (0.5, 0.6, 0.7)}
+    for category in DATA["parts"]:
+        for model, accuracies in rise.items():
+            for seed in (0, 1):
+                folder = out / f"cells/parts/{category}/{model}/seed{seed}"
+                seconds = [60 * (1 + seed) * step for step in (1, 2, 3)]
+                curve = pd.DataFrame({"step": [1, 2, 3], "seconds": seconds, "image_AUROC": accuracies})
+                curve.to_csv(folder / "training_curve.csv", index=False)
+    write_report(out, COMMAND)
+    points = training(read_results(out), "parts")
+    assert points[points.model == "Dskd"].seconds.tolist() == [90, 180, 270]
+    (table,) = [table for table in markdown_tables(out) if "minutes to 0.800" in table]
+    assert table["minutes to 0.800"].to_dict() == {"Dskd": "3.0", "Stfpm": "4.5", "Padim": "not reached"}
+    assert "figures/parts_training.png" in (out / "report.md").read_text()
+    assert time_to_accuracy(points[points.model == "Dskd"], "Dskd") is None
 
 
 def test_growth_compares_the_same_cells(report):

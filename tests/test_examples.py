@@ -101,6 +101,21 @@ def test_mvtec_3d_rgb(mvtec_3d, teacher_file, tmp_path):  # noqa: F811
     assert same_form(printed[-1], shown("mvtec_3d_rgb.py")[-1])
 
 
+def test_latency_of_parts(tmp_path):
+    printed = example("latency_of_parts", "--image_size", 64, "--rounds", 2, cwd=tmp_path)
+    rows = [line.replace("│", "|").split("|")[1:-1] for line in printed if line[:1] in "│|"]
+    assert [row[0].strip() for row in rows][-5:] == [
+        "teacher",
+        "encoder",
+        "embedding and decoder",
+        "distances, of regions too",
+        "anomaly map and score",
+    ]
+    gmacs = [float(row[-1]) for row in rows[-5:]]
+    assert gmacs == sorted(gmacs)
+    assert float(rows[-5][3]) == 1
+
+
 def test_profile_training(mvtec_root, tmp_path):
     arguments = ["--root", mvtec_root, "--category", "stripes", "--teacher_weights", "random"]
     printed = example("profile_training", *arguments, "--batch_size", 2, "--steps", 2, cwd=tmp_path)

@@ -10,6 +10,7 @@ from anomalib.models.image.stfpm.anomaly_map import AnomalyMapGenerator as Stfpm
 
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model.components import ResidualWhitening, ScaleAnomaly, feature_distance
+from anomalib_dskd.model.components.anomaly import feature_residual, region_mean
 from anomalib_dskd.model.components.whitening import half_squared_norm
 from anomalib_dskd.model.cost import part_costs
 from anomalib_dskd.model.loss import PyramidMatchingLoss
@@ -86,7 +87,7 @@ def test_decoder_is_of_the_encoders_scale():
 
 
 def test_encoder_alone_is_stfpm():
-    """With equal weights anomalib's STFPM gives the same maps, up to the scale it halves the distance by."""
+    """With equal weights anomalib's STFPM gives the same map on the finest grid."""
     model = build(students="encoder", scale_fusion="product", smoothing=0, distance="cosine", regions=False).eval()
     assert model.decoder is None
     assert model.embedding is None
@@ -96,9 +97,9 @@ def test_encoder_alone_is_stfpm():
         expected = StfpmAnomalyMapGenerator()(
             teacher_features=dict(zip(layers, model.teacher(batch), strict=True)),
             student_features=dict(zip(layers, model.encoder(batch), strict=True)),
-            image_size=(96, 80),
+            image_size=(24, 20),
         )
-        actual = model(batch).anomaly_map
+        (actual,) = model.anomaly_map_generator.student_maps(model.anomalies(*model.features(batch))).values()
     assert actual.std() > 0
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
 
@@ -132,9 +133,37 @@ def test_distance_of_regions():
         torch.testing.assert_close(region[row, column], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("stride", "pixels"), [(2, 82), (4, 84), (8, 88), (16, 80), (32, 96)])
+@pytest.mark.parametrize(("stride", "pixels"), [(2, 80), (4, 80), (8, 80), (16, 80), (32, 96)])
 def test_regions_are_as_wide_at_every_scale(stride, pixels):
-    assert ScaleAnomaly(3, stride, "cosine", regions=True).window * stride == pixels
+    """A residual at one location alone spreads over a region, and no farther."""
+    size = 512 // stride
+    teacher, student = torch.zeros(2, 1, 3, size, size)
+    teacher[:, 0] = student[:, 0] = 1
+    student[0, :, size // 2, size // 2] = torch.tensor([0.0, 1.0, 0.0])
+    means = region_mean(feature_residual(teacher, student), *regions_of(stride))
+    location = max(stride, 16)
+    assert means.shape[-1] == 512 // location
+    assert ((means[0, 1, 512 // 2 // location] != 0).sum() * location).item() == pixels
+
+
+def regions_of(stride: int) -> tuple[int, int]:
+    anomaly = ScaleAnomaly(3, stride, "cosine", regions=True)
+    return anomaly.block, anomaly.window
+
+
+def test_regions_of_fine_maps_are_means_of_their_blocks():
+    """Of 18 locations the last block holds two; the distance lies between those of blocks."""
+    location, both = (ScaleAnomaly(5, 4, "cosine", regions=regions) for regions in (False, True))
+    teacher, student = torch.randn(2, 1, 5, 18, 18)
+    means = region_mean(feature_residual(teacher, student), 4, 5)
+    assert means.shape == (1, 5, 5, 5)
+    residual = feature_residual(teacher, student)
+    blocks = [[residual[0, :, i : i + 4, j : j + 4].mean(dim=(1, 2)) for j in range(0, 18, 4)] for i in range(0, 18, 4)]
+    expected = torch.stack([block for row in blocks for block in row]).mean(dim=0)
+    torch.testing.assert_close(means[0, :, 2, 2], expected)
+    distances = both(teacher, student) - location(teacher, student)
+    corner = 0.5 * means[0, :, 0, 0].square().sum()
+    torch.testing.assert_close(distances[0, 0, 0, 0], corner, rtol=1e-4, atol=1e-6)
 
 
 def normal_residuals(batches, generator=None):
@@ -262,11 +291,12 @@ def test_fusions_and_smoothing_do_what_they_say():
     def predict(**kwargs) -> torch.Tensor:
         return build(**{"smoothing": 0, **kwargs}).predict(distances, size).anomaly_map
 
-    students = base.anomaly_map_generator.student_maps(distances, size)
-    upsampled = {
-        student: torch.cat(
-            [torch.nn.functional.interpolate(d, size=size, mode="bilinear", align_corners=False) for d in scales], dim=1
-        )
+    def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+    students = base.anomaly_map_generator.student_maps(distances)
+    on_one_grid = {
+        student: torch.cat([resize(scale, (16, 16)) for scale in scales], dim=1)
         for student, scales in distances.items()
     }
     for fusion, over_scales, over_students in [
@@ -274,11 +304,10 @@ def test_fusions_and_smoothing_do_what_they_say():
         ("product", torch.prod, torch.mul),
         ("max", torch.amax, torch.maximum),
     ]:
-        scaled = {student: over_scales(maps, dim=1, keepdim=True) for student, maps in upsampled.items()}
-        torch.testing.assert_close(predict(scale_fusion=fusion), scaled["encoder"] + scaled["decoder"])
-        torch.testing.assert_close(
-            predict(student_fusion=fusion), over_students(students["encoder"], students["decoder"])
-        )
+        scaled = {student: over_scales(maps, dim=1, keepdim=True) for student, maps in on_one_grid.items()}
+        fused = over_students(students["encoder"], students["decoder"])
+        torch.testing.assert_close(predict(scale_fusion=fusion), resize(scaled["encoder"] + scaled["decoder"], size))
+        torch.testing.assert_close(predict(student_fusion=fusion), resize(fused, size))
     smooth = predict(smoothing=4.0)
     assert smooth.var() < predict().var()
     torch.testing.assert_close(smooth.mean(), predict().mean(), rtol=0.05, atol=0)

@@ -29,6 +29,8 @@ from .peak_memory import PeakMemory
 from .prepare import prepare_data, prepare_model
 from .process import end_with_parent
 from .store import FAILED, WEIGHTS, finish
+from .training_curve import FILE as TRAINING_CURVE
+from .training_curve import TrainingCurve
 
 DONE = "done"
 NO_TEACHER = "no_teacher"
@@ -63,6 +65,7 @@ def run_cell(cell: Cell, out: Path, work: Path) -> dict[str, Any]:
 
 def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell, work: Path) -> dict[str, Any]:
     curve, progress, raw = LossCurve(), Progress(work), RawPredictions()
+    accuracy = TrainingCurve(data, cell.config.get("training_tests", 0))
     scratch = work / "scratch"
     trainer = cell.config["model"]["trainer"]
     quiet = {
@@ -71,11 +74,11 @@ def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    engine = Engine(callbacks=[curve, progress], **quiet, **_length(cell), **trainer)
+    engine = Engine(callbacks=[curve, progress, accuracy], **quiet, **_length(cell), **trainer)
     started = time.monotonic()
     with PeakMemory() as memory:
         engine.fit(model, datamodule=data)
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - started - accuracy.paused
     engine.trainer.save_checkpoint(work / WEIGHTS, weights_only=True)
     seed_everything(cell.seed, verbose=False)
     # in float32, however the model was trained: in bfloat16 images would tie
@@ -95,6 +98,8 @@ def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell,
     if "part" in samples:
         table["group"] = samples.part.to_numpy()
     table.to_csv(work / "scores.csv", index=False, float_format="%.9g")
+    if accuracy.points:
+        accuracy.table().to_csv(work / TRAINING_CURVE, index=False)
     metrics = image_metrics(scores, labels)
     if raw.pixels.pixels:
         metrics |= raw.pixels.compute()

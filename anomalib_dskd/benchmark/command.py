@@ -37,6 +37,7 @@ def benchmark(
     seeds: list[int] = [0],  # noqa: B006
     fractions: list[float] = [1.0],  # noqa: B006
     hold_out: float = 0.1,
+    training_tests: int = 0,
     timing_rounds: int = 100,
     root: Path | None = None,
     runner: Literal["local", "ray"] = "local",
@@ -58,6 +59,8 @@ def benchmark(
         seeds: Seeds; several give mean and spread.
         fractions: Shares of the training images to train with; several give growth curves.
         hold_out: Share of the normal training images that is kept out of training, for thresholds.
+        training_tests: Tests in the course of each training, for curves of accuracy against training time; they are
+            left out of that time, and nothing is chosen by them.
         timing_rounds: Timed runs of each trained model, in torch and OpenVINO, in turns; 0 leaves the timing out.
         root: Folder of the data, in place of the configuration's; of one data set, or of several in one folder.
         runner: "local" for this machine, "ray" for the nodes of a Ray cluster.
@@ -77,7 +80,7 @@ def benchmark(
         for config in data_configs:
             config.init_args["root"] = str(root)
     model_configs = [read_config(ModelConfig, config) for config in models]
-    cells = make_cells(data_configs, model_configs, teacher, image_size, seeds, fractions, hold_out)
+    cells = make_cells(data_configs, model_configs, teacher, image_size, seeds, fractions, hold_out, training_tests)
     run: Run = run_local
     if runner == "ray":
         run = partial(run_ray, address=ray_address, cpus=ray_cpus, gpus=ray_gpus)

@@ -104,7 +104,7 @@ class Cell:
         fraction: Share of the training images that are used, in (0, 1].
         seed: Seed of everything that is drawn.
         config: What is run: ``model``, ``data``, ``teacher`` (of a file also its ``sha256``), ``image_size``,
-            ``hold_out``.
+            ``hold_out``, and ``training_tests`` where there are any.
     """
 
     data: str
@@ -164,6 +164,7 @@ def make_cells(
     seeds: Sequence[int],
     fractions: Sequence[float],
     hold_out: float,
+    training_tests: int = 0,
 ) -> list[Cell]:
     """List all cells, growth last, so that a table is full as early as possible.
 
@@ -175,6 +176,7 @@ def make_cells(
         seeds: Seeds.
         fractions: Shares of the training images.
         hold_out: Share of the normal training images that are held out of training.
+        training_tests: Number of tests in the course of training.
 
     Returns:
         Cells, each with a folder of its own.
@@ -192,6 +194,9 @@ def make_cells(
     if not 0 < hold_out < 1:
         msg = f"hold_out={hold_out} must lie in (0, 1): thresholds need normal images that were not trained on."
         raise DskdError(msg)
+    if training_tests < 0:
+        msg = f"training_tests={training_tests} must be 0 or more."
+        raise DskdError(msg)
     teacher_config = _with_digest(teacher)
     cells = [
         Cell(
@@ -206,6 +211,7 @@ def make_cells(
                 "teacher": teacher_config,
                 "image_size": list(image_size),
                 "hold_out": hold_out,
+                **({"training_tests": training_tests} if training_tests else {}),
             },
         )
         for fraction, seed in product(sorted(fractions, reverse=True), seeds)

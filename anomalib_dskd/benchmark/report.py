@@ -17,7 +17,7 @@ from .report_difference import Bootstrap
 from .report_document import Block, Entry, Listing, Row, Section, Table, Text, render
 from .report_gallery import gallery
 from .report_growth import growth
-from .report_plots import Style, curves, growth_curves, pareto
+from .report_plots import Style, curves, growth_curves, pareto, training_curves
 from .report_tables import (
     BY_CATEGORY,
     IMAGE_METRICS,
@@ -33,6 +33,7 @@ from .report_tables import (
     size_and_training,
     without_result,
 )
+from .report_training import time_to_accuracy, training
 
 TITLE = "Benchmark of anomaly detection models"
 
@@ -128,6 +129,10 @@ def _data_set(results: Results, data: str, style: Style, figures: Path, bootstra
         "Growth with the training images": [
             growth_curves(results, data, style, figures),
             growth_table(grown) if len(grown := growth(results, data)) else None,
+        ],
+        "Training": [
+            training_curves(learned := training(results, data), data, style, figures),
+            time_to_accuracy(learned, models[0]) if len(learned) else None,
         ],
         "Categories": [by_category(results, data, metric, name) for metric, name in BY_CATEGORY.items()],
         "Beside anomalib's own evaluator": [beside_anomalib(results, data)],

@@ -206,6 +206,43 @@ def growth_curves(results: Results, data: str, style: Style, folder: Path) -> Fi
     )
 
 
+def training_curves(points: pd.DataFrame, data: str, style: Style, folder: Path) -> Figure | None:
+    """Draw accuracy against the time of training.
+
+    Args:
+        points: As :func:`~anomalib_dskd.benchmark.report_training.training` returns it.
+        data: Name of the data set.
+        style: Looks of the models.
+        folder: Where to put the file.
+
+    Returns:
+        The figure, or nothing where nothing was tested before its end.
+    """
+    if points.empty:
+        return None
+    canvas = Canvas(figsize=(7, 4.5), dpi=DPI, layout="constrained")
+    axes = canvas.add_subplot()
+    ends = []
+    for model, of_model in points.groupby("model", sort=False):
+        (line,) = axes.plot(of_model["seconds"] / 60, of_model["image_AUROC"], style.line(str(model)), label=model)
+        line.set(marker=style.shape(str(model)), color=style.colour(str(model)), markersize=6)
+        end = of_model.iloc[-1]
+        ends.append(f"{model} {end['image_AUROC']:.3f} after {end['seconds'] / 60:.1f} minutes")
+    axes.set(xlabel="training (minutes)", ylabel="image AUROC")
+    axes.set_xlim(left=0)
+    _finish(axes)
+    axes.legend(frameon=False, fontsize=9)
+    return _save(
+        canvas,
+        folder / f"{data}_training.png",
+        alt=f"Image AUROC on {data} in the course of training: {'; '.join(ends)}.",
+        caption=(
+            "Accuracy of the test images in the course of training, means over categories and seeds. Each model is on "
+            "its way through a schedule of its own length, and nothing is chosen by these figures."
+        ),
+    )
+
+
 def _on_grid(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
     """Return a curve's values on a grid from 0 to a limit; where it rises at one place, the upper end."""
     x, y = np.asarray(x, float), np.asarray(y, float)

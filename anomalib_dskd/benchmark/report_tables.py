@@ -290,8 +290,8 @@ def latency(results: Results, data: str) -> Table | None:
         "Time for a batch in milliseconds (median, quartiles, 99th percentile), throughput, its ratio to "
         f"{costs['model'].iloc[0]}'s and to the same model's in torch f32, each the median over rounds in which both "
         "ran and so what to compare, and the time from a file on the disk to a verdict. Peak memory is what loading "
-        "and a prediction need; the map error is the mean absolute difference to torch in f32; of fewer than 100 "
-        "rounds the 99th percentile is between the two slowest."
+        "and a prediction need; the map error is the mean absolute difference to torch in f32 as a share of the map's "
+        "mean; of fewer than 100 rounds the 99th percentile is between the two slowest."
         + (" Medians over categories." if several else "")
         + " Best of each group in bold, and of each model's batches the one with the highest throughput named."
     )

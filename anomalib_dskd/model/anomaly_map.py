@@ -9,9 +9,10 @@ from functools import reduce
 import torch
 from anomalib.models.components.filters.blur import GaussianBlur2d, compute_kernel_size
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 from anomalib_dskd.errors import check_choice
+
+from .components.residual import resize_to
 
 FUSIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "sum": torch.add,
@@ -23,53 +24,57 @@ FUSIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 class AnomalyMapGenerator(nn.Module):
     """Fuse distances into an anomaly map.
 
-    Each scale is upsampled bilinearly to the image; scales are fused to a map a student, students to one map.
-    STFPM multiplies scales, reverse distillation adds them; the paper's choice is not published. A product of
-    small distances underflows in float16, a sum does not.
+    Each scale is brought to the finest one's grid; scales are fused to a map a student, students to one map, which is
+    smoothed and upsampled to the image, bilinearly. There is no more to see at the image's resolution, where all of it
+    takes 16 times as long. STFPM multiplies scales, reverse distillation adds them; the paper's choice is not
+    published. A product of small distances underflows in float16, a sum does not.
 
     Args:
         scale_fusion: How scales are fused: ``"sum"``, ``"product"`` or ``"max"``. Defaults to ``"sum"``.
         student_fusion: How the students' maps are fused, likewise. Defaults to ``"sum"``.
-        smoothing: Sigma of the Gaussian applied to the maps, in pixels of the network's input; ``0`` switches
-            it off. Defaults to ``4.0``, that of reverse distillation.
+        smoothing: Sigma of the Gaussian applied to the maps, in locations of the finest grid; ``0`` switches it off.
+            Defaults to ``1.0``, at stride 4 the 4 pixels of reverse distillation.
     """
 
-    def __init__(self, scale_fusion: str = "sum", student_fusion: str = "sum", smoothing: float = 4.0) -> None:
+    def __init__(self, scale_fusion: str = "sum", student_fusion: str = "sum", smoothing: float = 1.0) -> None:
         super().__init__()
         self.scale_fusion = check_choice("scale_fusion", scale_fusion, FUSIONS)
         self.student_fusion = check_choice("student_fusion", student_fusion, FUSIONS)
         self.blur = _separable_blur(smoothing) if smoothing > 0 else None
 
-    def student_maps(
-        self, distances: Mapping[str, Sequence[torch.Tensor]], image_size: torch.Size
-    ) -> dict[str, torch.Tensor]:
+    def student_maps(self, distances: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Fuse the scales of each student.
 
         Args:
-            distances: For each student, its distances to the teacher at each scale, ``(B, 1, h, w)``.
-            image_size: Height and width of the network's input.
+            distances: For each student, its distances to the teacher at each scale, ``(B, 1, h, w)``, finest first.
 
         Returns:
-            For each student its map, ``(B, 1, H, W)``, not smoothed.
+            For each student its map on the finest grid, ``(B, 1, h, w)``, not smoothed.
         """
         return {
-            student: _fuse(
-                self.scale_fusion,
-                (F.interpolate(scale, size=image_size, mode="bilinear", align_corners=False) for scale in scales),
-            )
+            student: _fuse(self.scale_fusion, (resize_to(scale, scales[0].shape[-2:]) for scale in scales))
             for student, scales in distances.items()
         }
 
     def forward(self, distances: Mapping[str, Sequence[torch.Tensor]], image_size: torch.Size) -> torch.Tensor:
-        """Compute the anomaly map ``(B, 1, H, W)``; arguments as in :meth:`student_maps`."""
-        return self.smooth(self.fuse_students(self.student_maps(distances, image_size).values()))
+        """Compute the anomaly map.
 
-    def smooth(self, maps: torch.Tensor) -> torch.Tensor:
-        """Apply the Gaussian to maps ``(B, 1, H, W)`` in their own precision: bfloat16 would leave 50 grey levels."""
-        if self.blur is None:
-            return maps
+        Args:
+            distances: See :meth:`student_maps`.
+            image_size: Height and width of the network's input.
+
+        Returns:
+            The map, ``(B, 1, H, W)``.
+        """
+        return self.finish(self.fuse_students(self.student_maps(distances).values()), image_size)
+
+    def finish(self, maps: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
+        """Smooth maps ``(B, 1, h, w)`` and bring them to the image's size, in float32 whatever the autocast.
+
+        bfloat16 would leave 50 grey levels.
+        """
         with torch.autocast(maps.device.type, enabled=False):
-            return self.blur(maps)
+            return resize_to(maps if self.blur is None else self.blur(maps), image_size)
 
     def fuse_students(self, maps: Iterable[torch.Tensor]) -> torch.Tensor:
         """Fuse the students' maps, all of one shape, into one map of that shape."""

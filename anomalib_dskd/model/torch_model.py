@@ -46,7 +46,7 @@ class DskdModel(nn.Module):
             :class:`~anomalib_dskd.model.components.ScaleAnomaly`. Defaults to ``"mahalanobis"``.
         scale_fusion: How scales are fused into a map: ``"sum"``, ``"product"`` or ``"max"``.
         student_fusion: How the students' maps are fused, likewise.
-        smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
+        smoothing: Sigma of the Gaussian applied to the map, in pixels of the input; ``0`` switches it off.
         regions: Whether the distances of regions are added to those of single locations. Defaults to ``True``.
 
     Raises:
@@ -70,9 +70,9 @@ class DskdModel(nn.Module):
         self.students = check_choice("students", students, STUDENTS)
         self.interaction = check_choice("interaction", interaction, INTERACTIONS)
         check_choice("distance", distance, DISTANCES)
-        self.anomaly_map_generator = AnomalyMapGenerator(scale_fusion, student_fusion, smoothing)
         self.teacher = Teacher(backbone, layers)
         channels, strides = self.teacher.channels, self.teacher.strides
+        self.anomaly_map_generator = AnomalyMapGenerator(scale_fusion, student_fusion, smoothing / strides[0])
         self.encoder: nn.Module | None = None
         self.embedding: DeepFeatureEmbedding | None = None
         self.decoder: StudentDecoder | None = None
@@ -180,8 +180,8 @@ class DskdModel(nn.Module):
 
     def student_maps(self, anomalies: Mapping[str, Maps], image_size: torch.Size) -> dict[str, torch.Tensor]:
         """Turn anomalies into a smoothed map of each student alone, ``(B, 1, H, W)``."""
-        maps = self.anomaly_map_generator.student_maps(anomalies, image_size)
-        return {student: self.anomaly_map_generator.smooth(student_map) for student, student_map in maps.items()}
+        maps = self.anomaly_map_generator.student_maps(anomalies)
+        return {student: self.anomaly_map_generator.finish(each, image_size) for student, each in maps.items()}
 
     def predict(self, anomalies: Mapping[str, Maps], image_size: torch.Size) -> InferenceBatch:
         """Turn anomalies into the anomaly map ``(B, 1, H, W)`` and its maximum, the image score ``(B,)``."""

@@ -56,7 +56,7 @@ class ResidualBlock(nn.Module):
 
 
 def resize_to(features: torch.Tensor, grid: torch.Size) -> torch.Tensor:
-    """Bring a map of shape ``(B, C, H, W)`` to another grid where rounding at odd input sizes made them differ."""
+    """Bring a map of shape ``(B, C, H, W)`` to another grid, bilinearly, unless it is on it."""
     if features.shape[-2:] == grid:
         return features
     return F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
