@@ -174,7 +174,7 @@ benchmark:
     assert pd.read_csv(results)["image_AUROC"].between(0, 1).all()
 
 
-@pytest.mark.parametrize("name", ["dskd", "dskd_paper"])
+@pytest.mark.parametrize("name", ["dskd", "dskd_edge", "dskd_paper"])
 def test_shipped_configs(name, installed_wheel, data, teacher_file, tmp_path):
     anomalib(
         *["train", "--config", REPO / "configs" / f"{name}.yaml", *data, "--model.teacher_weights", teacher_file],

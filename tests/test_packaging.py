@@ -6,8 +6,10 @@
 import sys
 
 import pytest
+import torch
 import yaml
 
+from anomalib_dskd.model.cost import count_cost
 from anomalib_dskd.model.lightning_model import Dskd
 
 from .conftest import REPO, run
@@ -30,6 +32,15 @@ def test_default_config_is_the_default_model():
     assert arguments == {**dict(default), "image_size": 256}
     paper = yaml.safe_load((REPO / "configs/dskd_paper.yaml").read_text())["model"]["init_args"]
     assert Dskd(**paper).model.teacher.network.feature_info.module_name() == ["layer1", "layer2", "layer3"]
+
+
+def test_edge_config_computes_a_quarter():
+    arguments = yaml.safe_load((REPO / "configs/dskd_edge.yaml").read_text())["model"]["init_args"]
+    default, edge = (
+        count_cost(model.model, torch.zeros(1, 3, *model.pre_processor.transform.transforms[0].size))[""].gmacs
+        for model in (Dskd(teacher_weights="random"), Dskd(teacher_weights="random", **arguments))
+    )
+    assert edge <= default / 4
 
 
 def test_citation_names_the_papers_authors():

@@ -174,7 +174,8 @@ def test_no_anomalib_at_all(installed_wheel):
 def test_wheel_contains_what_it_needs_and_nothing_else(installed_wheel):
     names = {path.relative_to(installed_wheel).as_posix() for path in installed_wheel.rglob("*") if path.is_file()}
     names = {name for name in names if "__pycache__" not in name}
-    configs = ("dskd", "dskd_paper", "demo", "data/mvtec", "data/mvtec_3d", "data/magnetic_tile", "data/demo_textures")
+    data = ("data/mvtec", "data/mvtec_3d", "data/magnetic_tile", "data/demo_textures")
+    configs = ("dskd", "dskd_edge", "dskd_paper", "demo", *data)
     assert {f"anomalib_dskd/configs/{name}.yaml" for name in configs} <= names
     info = f"anomalib_dskd-{version('anomalib-dskd')}.dist-info"
     assert f"{info}/entry_points.txt" in names
