@@ -21,7 +21,7 @@ def example(name: str, *arguments: object, cwd: Path) -> list[str]:
 
 def same_form(printed: str, shown: str) -> bool:
     """Whether two lines are equal but for their numbers, paths and verdicts."""
-    variable = r"-?\d+(\.\d+)?|NG|OK|/?[\w.-]+(/[\w.-]+)+|\s+"
+    variable = r"[-+]?\d+(\.\d+)?|NG|OK|/?[\w.-]+(/[\w.-]+)+|\s+"
     return re.sub(variable, "", printed) == re.sub(variable, "", shown)
 
 
@@ -114,6 +114,21 @@ def test_latency_of_parts(tmp_path):
     gmacs = [float(row[-1]) for row in rows[-5:]]
     assert gmacs == sorted(gmacs)
     assert float(rows[-5][3]) == 1
+
+
+def test_latency_beside_peers(tmp_path):
+    arguments = ["--image_size", 128, "--training_images", 20, "--rounds", 2]
+    printed = example("latency_beside_peers", *arguments, cwd=tmp_path)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed if line[:1] == "│"]
+    assert [row[0] for row in rows] == [
+        *["Dskd", "Stfpm", "ReverseDistillation"],
+        *["Patchcore, bank 0.5%", "Patchcore, bank 10.0%"],
+        "EfficientAd-S",
+    ]
+    assert rows[0][2] == rows[0][4] == "1.00"
+    assert all(float(value) > 0 for row in rows[:-1] for value in row[1:])
+    assert rows[-1][1:] == ["-"] * 4, "EfficientAd takes no image as small as that"
+    assert any(line.startswith("EfficientAd-S, f32: RuntimeError") for line in printed)
 
 
 def test_profile_training(mvtec_root, tmp_path):
