@@ -360,13 +360,13 @@ def test_mistakes_stop_it_before_it_starts(tmp_path):
     assert "error: Results cannot be written" in printed
     asked = subprocess.run([COMMAND, "benchmark", "--config", "nosuch"], capture_output=True, text=True, check=False)
     assert asked.returncode == 1
-    assert "one of: ablation, demo, magnetic_tile, mvtec_3d_rgb, mvtec_ad" in asked.stderr
+    assert "one of: ablation, demo, magnetic_tile, mvtec_3d_rgb, mvtec_ad, training" in asked.stderr
 
 
 def test_help_names_what_is_ready():
     text = subprocess.run([COMMAND, "benchmark", "--help"], capture_output=True, text=True, check=True).stdout
     text = " ".join(text.split())
-    assert "ablation, demo, magnetic_tile, mvtec_3d_rgb, mvtec_ad (demo takes minutes)" in text
+    assert "ablation, demo, magnetic_tile, mvtec_3d_rgb, mvtec_ad, training (demo takes minutes)" in text
     assert "report.html is the report" in text
 
 
