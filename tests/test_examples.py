@@ -104,16 +104,19 @@ def test_mvtec_3d_rgb(mvtec_3d, teacher_file, tmp_path):  # noqa: F811
 def test_latency_of_parts(tmp_path):
     printed = example("latency_of_parts", "--image_size", 64, "--rounds", 2, cwd=tmp_path)
     rows = [line.replace("│", "|").split("|")[1:-1] for line in printed if line[:1] in "│|"]
-    assert [row[0].strip() for row in rows][-5:] == [
+    *parts, alone, int8 = rows[-7:]
+    assert [row[0].strip() for row in parts] == [
         "teacher",
         "encoder",
         "embedding and decoder",
         "distances, of regions too",
         "anomaly map and score",
     ]
-    gmacs = [float(row[-1]) for row in rows[-5:]]
+    gmacs = [float(row[3]) for row in parts]
     assert gmacs == sorted(gmacs)
-    assert float(rows[-5][3]) == 1
+    assert float(parts[0][2]) == 1
+    assert int8[3] == parts[-1][3]
+    assert float(alone[3]) == pytest.approx(8 * 128**2 * 9 * 8**2 / 1e9, abs=0.005)
 
 
 def test_latency_beside_peers(tmp_path):

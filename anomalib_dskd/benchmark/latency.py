@@ -102,8 +102,8 @@ def measure_latency(
         the same engine, precision and batch, and ``ratio_to_torch`` to the same model in torch f32, both the median
         over rounds of the ratio within a round; ``file_to_verdict_ms``, median; ``peak_memory_mib``, weights and what
         loading and a prediction need above the process; ``map_error``, the mean absolute difference of the anomaly map
-        to that of torch in f32, as a share of the latter's mean; ``exported_mb``; ``rounds``, ``threads``; ``error``,
-        why there are no figures.
+        to that of torch in f32, as a share of the latter's mean, ``None`` where that is 0; ``exported_mb``;
+        ``rounds``, ``threads``; ``error``, why there are no figures.
 
     Raises:
         DskdError: If there is nothing to time, or the reference is no model.
@@ -188,7 +188,8 @@ def _load(
     if "anomaly_map" in expected:
         shape = expected["anomaly_map"].shape
         absolute = np.abs(predicted["anomaly_map"].reshape(shape) - expected["anomaly_map"]).mean(dtype=np.float64)
-        difference = float(absolute / np.abs(expected["anomaly_map"]).mean(dtype=np.float64))
+        mean = np.abs(expected["anomaly_map"]).mean(dtype=np.float64)
+        difference = float(absolute / mean) if mean else None  # anomalib clamps the whole map of a normal image to 0
     return _Loaded(engine, {"error": None, "peak_memory_mib": mib, "map_error": difference})
 
 

@@ -3,7 +3,6 @@
 
 """The graph of a bundle: from decoded images to raw scores and maps."""
 
-import logging
 import warnings
 
 import openvino as ov
@@ -13,6 +12,8 @@ from torchvision.transforms.v2.functional import to_dtype
 
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model import Dskd
+
+from .nncf_log import only_errors
 
 
 class DecisionGraph(nn.Module):
@@ -70,14 +71,11 @@ def convert(model: Dskd) -> ov.Model:
     graph = DecisionGraph(model).eval()
     # no side of the network's input has these lengths; a resize to the same size would leave no trace
     example = torch.zeros(2, 331, 517, 3, dtype=torch.uint8)
-    noisy = logging.getLogger("nncf")
-    level = noisy.level
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", FutureWarning)  # of torch about tracing, which OpenVINO does
-        noisy.setLevel(logging.ERROR)
-        converted = ov.convert_model(graph, example_input=example)  # by way of ONNX antialiasing would be lost
-        noisy.setLevel(level)
+        with only_errors():
+            converted = ov.convert_model(graph, example_input=example)  # by way of ONNX antialiasing would be lost
         sizes = {
             tuple(graph(torch.zeros(1, *size, 3, dtype=torch.uint8))["map"].shape) for size in ((90, 70), (70, 90))
         }

@@ -14,6 +14,8 @@ from openvino.preprocess import PrePostProcessor
 
 from anomalib_dskd import inspector
 
+from .nncf_log import only_errors
+
 SUBSET = 100
 # what comes before and after the networks
 UNTOUCHED = (r"__module\.transform.*", r"aten::.*", r".*scale_anomalies.*", r".*anomaly_map_generator.*")
@@ -45,18 +47,19 @@ def quantize(
     def read(path: Path) -> np.ndarray:
         return inspector.decode(path.read_bytes(), max_pixels)[None]
 
-    quantised = nncf.quantize(
-        graph,
-        nncf.Dataset(chosen, read),
-        subset_size=len(chosen),
-        preset=nncf.QuantizationPreset.MIXED,
-        fast_bias_correction=False,
-        ignored_scope=nncf.IgnoredScope(
-            names=first_convolutions(graph) if in_float is None else list(in_float),
-            patterns=list(UNTOUCHED),
-            validate=False,
-        ),
-    )
+    with only_errors():
+        quantised = nncf.quantize(
+            graph,
+            nncf.Dataset(chosen, read),
+            subset_size=len(chosen),
+            preset=nncf.QuantizationPreset.MIXED,
+            fast_bias_correction=False,
+            ignored_scope=nncf.IgnoredScope(
+                names=first_convolutions(graph) if in_float is None else list(in_float),
+                patterns=list(UNTOUCHED),
+                validate=False,
+            ),
+        )
     exact, rounded = (np.array(list(_scores(each, map(read, chosen)))) for each in (graph, quantised))
     return _scaled(quantised, float(np.median(exact / np.maximum(rounded, np.finfo(np.float32).tiny))))
 
