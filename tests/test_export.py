@@ -59,8 +59,9 @@ def test_maps_are_the_checkpoints_at_any_size_and_batch(model, compiled, height_
     found = compiled(images)
     with torch.no_grad():
         resized = model.pre_processor.transform(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
-        anomalies = model.model.anomalies(*model.model.features(resized))
-        expected = model.model.predict(anomalies, resized.shape[-2:])
+        teacher, students = model.model.features(resized)
+        anomalies = model.model.anomalies(teacher, students)
+        expected = model.model.predict(teacher, anomalies, resized.shape[-2:])
         students = model.model.student_maps(anomalies, resized.shape[-2:])
     np.testing.assert_allclose(found["score"], expected.pred_score, rtol=1e-4)
     for name, maps in {"map": expected.anomaly_map, **{f"{s}_map": m for s, m in students.items()}}.items():

@@ -47,8 +47,9 @@ class DecisionGraph(nn.Module):
             shape ``(B, h, w)``; all raw.
         """
         resized = self.transform(to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True))
-        anomalies, size = self.model.anomalies(*self.model.features(resized)), resized.shape[-2:]
-        predicted = self.model.predict(anomalies, size)
+        teacher, students = self.model.features(resized)
+        anomalies, size = self.model.anomalies(teacher, students), resized.shape[-2:]
+        predicted = self.model.predict(teacher, anomalies, size)
         maps = {f"{student}_map": each for student, each in self.model.student_maps(anomalies, size).items()}
         return {
             "score": predicted.pred_score,

@@ -18,7 +18,13 @@ from .nncf_log import only_errors
 
 SUBSET = 100
 # what comes before and after the networks
-UNTOUCHED = (r"__module\.transform.*", r"aten::.*", r".*scale_anomalies.*", r".*anomaly_map_generator.*")
+UNTOUCHED = (
+    r"__module\.transform.*",
+    r"aten::.*",
+    r".*scale_anomalies.*",
+    r".*image_score.*",
+    r".*anomaly_map_generator.*",
+)
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from anomalib import LearningType
@@ -37,8 +38,9 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.registration import register
 
 from .batch import DskdBatch
-from .components import pretrained_cfg
+from .components import WholeImage, pretrained_cfg
 from .loss import PyramidMatchingLoss
+from .normal_images import normal_images
 from .post_processor import DskdPostProcessor
 from .synthetic_defects import draw_defects
 from .teacher_weights import load_teacher
@@ -80,8 +82,9 @@ NETWORK_ARGUMENTS = (
     "student_fusion",
     "smoothing",
     "regions",
+    "whole_image",
 )
-BEFORE_IT_EXISTED = {"regions": False, "distance": "cosine"}
+BEFORE_IT_EXISTED = {"regions": False, "distance": "cosine", "whole_image": False}
 SAVED_ARGUMENTS = (*NETWORK_ARGUMENTS, "image_size")
 
 
@@ -111,6 +114,8 @@ class Dskd(AnomalibModule):
         student_fusion: ``"sum"``, ``"product"`` or ``"max"`` over students.
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
         regions: Whether the distances of regions are added to those of single locations. Defaults to ``True``.
+        whole_image: Whether the image score is what stands out in the map together with how unusual the teacher's
+            features are as a whole, or the map's maximum alone. Defaults to ``True``.
         denoising: Share of the training images, less than 1, on which the students see drawn defects, see
             :func:`~anomalib_dskd.model.synthetic_defects.draw_defects`, while they imitate the teacher's features of
             the image without. Defaults to ``0.5``.
@@ -154,6 +159,7 @@ class Dskd(AnomalibModule):
         student_fusion: str = "sum",
         smoothing: float = 4.0,
         regions: bool = True,
+        whole_image: bool = True,
         denoising: float = 0.5,
         false_alarm_rate: float = 0.01,
         training_steps: int = 300,
@@ -313,7 +319,7 @@ class Dskd(AnomalibModule):
         self, batch: DskdBatch, features: tuple[Maps, dict[str, Maps]], with_students: bool = False
     ) -> DskdBatch:
         anomalies, size = self.model.anomalies(*features), batch.image.shape[-2:]
-        batch.update(**self.model.predict(anomalies, size)._asdict())
+        batch.update(**self.model.predict(features[0], anomalies, size)._asdict())
         if with_students:
             maps = self.model.student_maps(anomalies, size)
             batch.update(**{f"{student}_map": student_map.squeeze(1) for student, student_map in maps.items()})
@@ -430,10 +436,25 @@ class Dskd(AnomalibModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Resolve the teacher, unless it came with a checkpoint."""
+        """Resolve the teacher, unless it came with a checkpoint, and show it the training images."""
         if not self._has_teacher:
             load_teacher(self.model.teacher, self.hparams.backbone, self.hparams.teacher_weights)
             self._has_teacher = True
+        if self.model.image_score is not None and self._trainer is not None:
+            self._learn_whole_images(self.model.image_score.whole_image)
+
+    def _learn_whole_images(self, whole_image: WholeImage) -> None:
+        """Show the teacher each training image once."""
+        descriptors: list[torch.Tensor] = []
+        parts: list[int | str] = []
+        transform = None if self.pre_processor is None else self.pre_processor.transform
+        for images, paths in normal_images(self.trainer):
+            normalised = images.to(self.device) if transform is None else transform(images.to(self.device))
+            descriptors.append(whole_image.describe(self.model.teacher(normalised)))
+            parts += [self._parts.get(path, path) for path in paths]
+        if descriptors:
+            numbers, _ = pd.factorize(np.array(parts, dtype=object))
+            whole_image.learn(torch.cat(descriptors), torch.from_numpy(numbers))
 
     def on_train_start(self) -> None:
         """Validate a few times only: an epoch of a small data set is two steps long."""

@@ -13,6 +13,7 @@ from anomalib_dskd.errors import DskdError, check_choice
 
 from .anomaly_map import AnomalyMapGenerator
 from .components import DeepFeatureEmbedding, ScaleAnomaly, StudentDecoder, Teacher, build_backbone, feature_distance
+from .image_score import ImageScore
 
 STUDENTS = ("both", "encoder", "decoder")
 INTERACTIONS = ("gradient", "stop_gradient")
@@ -48,6 +49,9 @@ class DskdModel(nn.Module):
         student_fusion: How the students' maps are fused, likewise.
         smoothing: Sigma of the Gaussian applied to the map, in pixels of the input; ``0`` switches it off.
         regions: Whether the distances of regions are added to those of single locations. Defaults to ``True``.
+        whole_image: Whether the score is what stands out in the map together with how unusual the image is as a whole,
+            see :class:`~anomalib_dskd.model.image_score.ImageScore`; ``False`` takes the map's maximum. Defaults to
+            ``True``.
 
     Raises:
         DskdError: If an argument has a value that is not offered; the message lists those that are.
@@ -65,6 +69,7 @@ class DskdModel(nn.Module):
         student_fusion: str = "sum",
         smoothing: float = 4.0,
         regions: bool = True,
+        whole_image: bool = True,
     ) -> None:
         super().__init__()
         self.students = check_choice("students", students, STUDENTS)
@@ -94,6 +99,7 @@ class DskdModel(nn.Module):
                 if students in ("both", student)
             }
         )
+        self.image_score = ImageScore(channels, strides) if whole_image else None
 
     def features(self, images: torch.Tensor, seen: torch.Tensor | None = None) -> tuple[Maps, dict[str, Maps]]:
         """Compute the feature maps that are compared.
@@ -155,13 +161,19 @@ class DskdModel(nn.Module):
         }
 
     def learn_usual(self, teacher: Maps, students: Mapping[str, Maps]) -> None:
-        """Take what the students miss of normal images into what is usual, for the Mahalanobis distance.
+        """Take what the students miss of normal images into what is usual, for Mahalanobis distance and image score.
 
         Arguments and shapes are those of :meth:`distances`.
         """
         for student, maps in students.items():
             for scale_anomaly, t, s in zip(self.scale_anomalies[student], teacher, maps, strict=True):
                 scale_anomaly.learn(t, s)
+        if self.image_score is not None:
+            with torch.no_grad():
+                anomalies = self.anomalies(teacher, students)
+                finest, stride = next(iter(anomalies.values()))[0].shape[-2:], self.teacher.strides[0]
+                image_size = torch.Size(side * stride for side in finest)
+                self.image_score.update(self.anomaly_map_generator(anomalies, image_size))
 
     def forward(self, images: torch.Tensor) -> dict[str, Maps] | InferenceBatch:
         """Compute distances (training) or anomaly map and score (evaluation).
@@ -171,19 +183,26 @@ class DskdModel(nn.Module):
 
         Returns:
             In training mode the distances, see :meth:`distances`. In evaluation mode a batch whose
-            ``anomaly_map`` is ``(B, 1, H, W)`` and whose ``pred_score`` is the map's maximum, ``(B,)``.
+            ``anomaly_map`` is ``(B, 1, H, W)`` and whose ``pred_score`` is the image score, ``(B,)``.
         """
         teacher, students = self.features(images)
         if self.training:
             return self.distances(teacher, students)
-        return self.predict(self.anomalies(teacher, students), images.shape[-2:])
+        return self.predict(teacher, self.anomalies(teacher, students), images.shape[-2:])
 
     def student_maps(self, anomalies: Mapping[str, Maps], image_size: torch.Size) -> dict[str, torch.Tensor]:
         """Turn anomalies into a smoothed map of each student alone, ``(B, 1, H, W)``."""
         maps = self.anomaly_map_generator.student_maps(anomalies)
         return {student: self.anomaly_map_generator.finish(each, image_size) for student, each in maps.items()}
 
-    def predict(self, anomalies: Mapping[str, Maps], image_size: torch.Size) -> InferenceBatch:
-        """Turn anomalies into the anomaly map ``(B, 1, H, W)`` and its maximum, the image score ``(B,)``."""
-        anomaly_map = self.anomaly_map_generator(anomalies, image_size)
-        return InferenceBatch(pred_score=anomaly_map.amax(dim=(-3, -2, -1)), anomaly_map=anomaly_map)
+    def predict(self, teacher: Maps, anomalies: Mapping[str, Maps], image_size: torch.Size) -> InferenceBatch:
+        """Turn anomalies into the anomaly map ``(B, 1, H, W)`` and the image score ``(B,)``.
+
+        Args:
+            teacher: The teacher's maps, see :meth:`features`.
+            anomalies: See :meth:`anomalies`.
+            image_size: Height and width of the network's input.
+        """
+        maps = self.anomaly_map_generator(anomalies, image_size)
+        score = maps.amax(dim=(-3, -2, -1)) if self.image_score is None else self.image_score(maps, teacher)
+        return InferenceBatch(pred_score=score, anomaly_map=maps)

@@ -10,6 +10,7 @@ from .distance import feature_distance
 from .embedding import DeepFeatureEmbedding
 from .teacher import Teacher
 from .whitening import ResidualWhitening
+from .whole_image import WholeImage
 
 __all__ = [
     "DeepFeatureEmbedding",
@@ -17,6 +18,7 @@ __all__ = [
     "ScaleAnomaly",
     "StudentDecoder",
     "Teacher",
+    "WholeImage",
     "build_backbone",
     "feature_distance",
     "pretrained_cfg",

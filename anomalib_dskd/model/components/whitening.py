@@ -76,11 +76,20 @@ class ResidualWhitening(nn.Module):
 
     @torch.no_grad()
     def _weigh(self) -> None:
-        moment = self.second_moment.cpu().double()  # on the CPU, since Apple's GPUs have no float64
-        shrinkage = moment.diagonal().mean().clamp_min(TINY)
-        inverse, _ = torch.linalg.inv_ex(moment + shrinkage * torch.eye(len(moment), dtype=moment.dtype))
-        # without checks: of a training that has gone to NaN the loss tells
-        self.weight.copy_(torch.linalg.cholesky_ex(inverse)[0].T)
+        # on the CPU, since Apple's GPUs have no float64
+        self.weight.copy_(whitening_matrix(self.second_moment.cpu().double(), shrinkage=1.0))
+
+
+def whitening_matrix(second_moment: torch.Tensor, shrinkage: float) -> torch.Tensor:
+    r"""Return ``W`` with :math:`W^\top W = (S + \lambda \bar{s} I)^{-1}`.
+
+    Args:
+        second_moment: :math:`S`, of shape ``(C, C)``, float64 on the CPU.
+        shrinkage: :math:`\lambda`, in units of the mean of the diagonal of :math:`S`.
+    """
+    mean = second_moment.diagonal().mean().clamp_min(TINY)
+    inverse, _ = torch.linalg.inv_ex(second_moment + shrinkage * mean * torch.eye(len(second_moment)).double())
+    return torch.linalg.cholesky_ex(inverse)[0].T  # without checks: of a training that has gone to NaN the loss tells
 
 
 def whiten(residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
