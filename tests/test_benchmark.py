@@ -16,12 +16,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
 from filelock import FileLock
 from sklearn.metrics import roc_auc_score
 
+from anomalib_dskd import Dskd
 from anomalib_dskd.benchmark.config import DataConfig, ModelConfig, TeacherConfig, make_cells, read_config
 from anomalib_dskd.benchmark.prepare import check, prepare_data, prepare_model
 from anomalib_dskd.benchmark.store import finish, is_finished, read_result, start
+from anomalib_dskd.benchmark.training_curve import TrainingCurve
 from anomalib_dskd.errors import DskdError
 
 COMMAND = Path(sys.executable).with_name("anomalib-dskd")
@@ -116,6 +120,23 @@ def test_tests_on_the_way_take_no_part_in_the_training(small):
         assert curve.seconds.iloc[-1] < result["training"]["seconds"]
         assert curve.image_AUROC.iloc[-1] == pytest.approx(result["metrics"]["image_AUROC"], abs=1e-6)
     assert "DemoTextures_training.png" in (out / "report.md").read_text()
+
+
+def test_clock_counts_what_a_model_does_before_its_first_step(tmp_path, mvtec_root):
+    class Slow(Dskd):
+        def on_fit_start(self) -> None:
+            super().on_fit_start()
+            time.sleep(3)
+
+    data = MVTecAD(mvtec_root, "stripes", num_workers=0, train_batch_size=4)
+    data.setup()
+    curve = TrainingCurve(data, tests=1)
+    engine = Engine(
+        default_root_dir=tmp_path, accelerator="cpu", callbacks=[curve], enable_progress_bar=False, logger=False
+    )
+    model = Slow(teacher_weights="random", image_size=64, training_steps=1, visualizer=False)
+    engine.fit(model, datamodule=data)
+    assert [point["seconds"] > 3 for point in curve.points] == [True]
 
 
 def test_finished_cells_are_not_run_again_and_changed_ones_are(small):

@@ -40,8 +40,8 @@ class TrainingCurve(Callback):
         self.paused = 0.0
         self._started = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
-        """Start the clock."""
+    def on_fit_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
+        """Start the clock, before what a model does ahead of its first step."""
         del trainer, pl_module
         self._started = time.monotonic()
 
