@@ -758,12 +758,9 @@ class Inspector:
         self.counts[record["verdict"]] += 1
         if record["verdict"] == NG:
             anomaly_map = part.outputs["map"]
-            # an NG part need not reach the map's own threshold
-            level = (
-                self.bundle.pixel_threshold
-                if anomaly_map.max() > self.bundle.pixel_threshold
-                else self.bundle.threshold
-            )
+            level = self.bundle.pixel_threshold
+            if anomaly_map.max() <= level:  # an NG part need not reach it: then where it stands out most
+                level = (anomaly_map.max() + anomaly_map.mean()) / 2
             record["regions"] = find_regions(anomaly_map, level, (part.image.shape[1], part.image.shape[0]))  # type: ignore[union-attr]
             self._save(part, record, anomaly_map > level)
         elif record["verdict"] == OK and self.arguments.pictures == "all":

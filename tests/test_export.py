@@ -177,23 +177,22 @@ def test_int8_bundle(small_checkpoint, small_bundle, int8_bundle, mvtec_root, ca
             readers = [reader.get_node() for reader in operation.output(0).get_target_inputs()]
             names = [reader.get_friendly_name() for reader in readers if reader.get_type_name() != "ShapeOf"]
             assert not [name for name in names if name.startswith(("aten::", "__module.transform"))]
-            assert not [name for name in names if "scale_anomalies" in name]
+            assert not [name for name in names if "scale_anomalies" in name or "image_score" in name]
             assert not set(names) & first
     verify(small_checkpoint, int8_bundle, mvtec_root / "stripes/test", max_flips=8)
     assert capsys.readouterr().out.startswith("8 images: largest relative difference")
 
 
 def test_int8_keeps_the_scale_of_normal_scores(small_checkpoint, small_bundle, int8_bundle, mvtec_root):
-    """Rounding makes students and teacher differ on every image; one factor takes that off scores and maps again."""
+    """Rounding makes students and teacher differ on every image; that is taken off scores and maps again."""
     exact, rounded = (
         inspector.Model(inspector.Bundle.open(bundle), throughput=False, students=True)
         for bundle in (small_bundle, int8_bundle)
     )
     images = [np.asarray(Image.open(path)) for path in sorted((mvtec_root / "stripes/train/good").iterdir())]
     found = [(exact(image), rounded(image)) for image in images]
-    assert np.median([b["score"] / a["score"] for a, b in found]) == pytest.approx(1, abs=1e-3)
+    assert np.median([b["map"].max() / a["map"].max() for a, b in found]) == pytest.approx(1, abs=1e-3)
     for a, b in found:
-        assert b["map"].max() == pytest.approx(b["score"])
         assert b["score"] == pytest.approx(a["score"], rel=0.3)
         assert set(a) == set(b) == {"score", "map", "encoder_map", "decoder_map"}
 

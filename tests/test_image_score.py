@@ -48,7 +48,8 @@ def test_left_out_is_what_leaving_out_gives(number, a_part):
 
     def whitened(chosen: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
         centred = learned - learned.mean(dim=0)
-        weight = whitening_matrix(centred.T @ centred / len(centred), SHRINKAGE)
+        covariance = centred.T @ centred / len(centred)
+        weight = whitening_matrix(covariance, SHRINKAGE * covariance.diagonal().mean())
         return (chosen - learned.mean(dim=0)) @ weight.T
 
     found = left_out(whitened(samples, samples), parts)

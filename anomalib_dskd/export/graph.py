@@ -15,6 +15,9 @@ from anomalib_dskd.model import Dskd
 
 from .nncf_log import only_errors
 
+DEVIATIONS = "__module.model.image_score/aten::stack/Concat"
+"""Operation of the converted graph that gives 0 and the image score's two deviations, of shape ``(3, B)``."""
+
 
 class DecisionGraph(nn.Module):
     """All that happens between decoding and comparing with the threshold, as in training and testing.

@@ -3,7 +3,7 @@
 
 """8-bit form of a bundle's graph."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import nncf
@@ -14,6 +14,7 @@ from openvino.preprocess import PrePostProcessor
 
 from anomalib_dskd import inspector
 
+from .graph import DEVIATIONS
 from .nncf_log import only_errors
 
 SUBSET = 100
@@ -35,13 +36,13 @@ def quantize(
 
     Resize, distances and maps stay in float32, and so do the convolutions that read the image: an image brighter
     than those that the value ranges were taken from would be clipped there, at the root of teacher and students; of all
-    layers they cost most (``examples/int8_sensitivity.py``). What
-    rounding adds to the distances of normal images is taken off again by one factor on score and maps, so that the
-    thresholds of the checkpoint stay right.
+    layers they cost most (``examples/int8_sensitivity.py``). What rounding adds to the distances of normal images is
+    taken off again, so that the thresholds of the checkpoint stay right: by one factor on the maps, and in the score by
+    giving what stands out and what is unusual as a whole the mean and deviation back that they had on these images.
 
     Args:
         graph: Graph as :func:`~anomalib_dskd.export.graph.convert` returns it.
-        images: Normal images that value ranges and the factor are taken from; 100 of them, evenly spread, are used.
+        images: Normal images that value ranges and corrections are taken from; 100 of them, evenly spread, are used.
         max_pixels: As in :func:`anomalib_dskd.inspector.decode`.
         in_float: Names of the layers that stay in float32; by default :func:`first_convolutions`.
 
@@ -66,8 +67,11 @@ def quantize(
                 validate=False,
             ),
         )
-    exact, rounded = (np.array(list(_scores(each, map(read, chosen)))) for each in (graph, quantised))
-    return _scaled(quantised, float(np.median(exact / np.maximum(rounded, np.finfo(np.float32).tiny))))
+    (exact_peaks, exact), (rounded_peaks, rounded) = (_judge(each, map(read, chosen)) for each in (graph, quantised))
+    if rounded.size:
+        _correct(quantised, exact, rounded)
+    factor = np.median(exact_peaks / np.maximum(rounded_peaks, np.finfo(np.float32).tiny))
+    return _scaled(quantised, float(factor), kept={"score"} if rounded.size else set())
 
 
 def first_convolutions(graph: ov.Model) -> list[str]:
@@ -88,19 +92,47 @@ def first_convolutions(graph: ov.Model) -> list[str]:
     return list(found)
 
 
-def _scores(graph: ov.Model, images: Iterator[np.ndarray]) -> Iterator[float]:
+def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the maximum of each image's map, ``(N,)``, and the score's deviations, ``(3, N)``, empty without them."""
+    graph = graph.clone()
+    deviations = _deviations(graph)
+    if deviations is not None:
+        graph.add_outputs(deviations.output(0))
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    peaks, columns = [], []
     for image in images:
-        yield float(compiled(image)["score"][0])
+        found = compiled(image)
+        peaks.append(found["map"].max())
+        if deviations is not None:
+            columns.append(found[len(found) - 1][:, 0])
+    return np.array(peaks), np.array(columns).T
 
 
-def _scaled(graph: ov.Model, factor: float) -> ov.Model:
+def _deviations(graph: ov.Model) -> ov.Node | None:
+    return next((node for node in graph.get_ops() if node.get_friendly_name() == DEVIATIONS), None)
+
+
+def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
+    """Give deviations, ``(3, N)``, the mean and standard deviation over images that they had before rounding."""
+    spreads = rounded.std(axis=1, keepdims=True)
+    scale = np.divide(exact.std(axis=1, keepdims=True), spreads, out=np.ones_like(spreads), where=spreads > 0)
+    shift = exact.mean(axis=1, keepdims=True) - scale * rounded.mean(axis=1, keepdims=True)
+    (deviations,) = (node for node in graph.get_ops() if node.get_friendly_name() == DEVIATIONS)
+    readers = deviations.output(0).get_target_inputs()
+    corrected = ops.add(ops.multiply(deviations, np.float32(scale)), np.float32(shift))
+    for reader in readers:
+        reader.replace_source_output(corrected.output(0))
+    graph.validate_nodes_and_infer_types()
+
+
+def _scaled(graph: ov.Model, factor: float, kept: Collection[str]) -> ov.Model:
     process = PrePostProcessor(graph)
-    for output in graph.outputs:
-        process.output(output.get_any_name()).postprocess().custom(
-            lambda values: ops.multiply(values, np.float32(factor)).output(0)
-        )
     names = [output.get_names() for output in graph.outputs]
+    for output in graph.outputs:
+        if not output.get_names() & kept:
+            process.output(output.get_any_name()).postprocess().custom(
+                lambda values: ops.multiply(values, np.float32(factor)).output(0)
+            )
     scaled = process.build()
     for output, named in zip(scaled.outputs, names, strict=True):
         output.set_names(named)  # which the step takes from a graph that has not been quantised

@@ -76,19 +76,19 @@ class ResidualWhitening(nn.Module):
 
     @torch.no_grad()
     def _weigh(self) -> None:
-        # on the CPU, since Apple's GPUs have no float64
-        self.weight.copy_(whitening_matrix(self.second_moment.cpu().double(), shrinkage=1.0))
+        moment = self.second_moment.cpu().double()  # on the CPU, since Apple's GPUs have no float64
+        self.weight.copy_(whitening_matrix(moment, moment.diagonal().mean().clamp_min(TINY)))
 
 
-def whitening_matrix(second_moment: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    r"""Return ``W`` with :math:`W^\top W = (S + \lambda \bar{s} I)^{-1}`.
+def whitening_matrix(second_moment: torch.Tensor, shrinkage: torch.Tensor) -> torch.Tensor:
+    r"""Return ``W`` with :math:`W^\top W = (S + \lambda I)^{-1}`.
 
     Args:
-        second_moment: :math:`S`, of shape ``(C, C)``, float64 on the CPU.
-        shrinkage: :math:`\lambda`, in units of the mean of the diagonal of :math:`S`.
+        second_moment: :math:`S`, of shape ``(C, C)``.
+        shrinkage: :math:`\lambda`, greater than 0.
     """
-    mean = second_moment.diagonal().mean().clamp_min(TINY)
-    inverse, _ = torch.linalg.inv_ex(second_moment + shrinkage * mean * torch.eye(len(second_moment)).double())
+    identity = torch.eye(len(second_moment), dtype=second_moment.dtype)
+    inverse, _ = torch.linalg.inv_ex(second_moment + shrinkage * identity)
     return torch.linalg.cholesky_ex(inverse)[0].T  # without checks: of a training that has gone to NaN the loss tells
 
 

@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from .distance import EPSILON
-from .whitening import TINY, half_squared_norm, whiten, whitening_matrix
+from .whitening import TINY, whitening_matrix
 
 BLOCK_PIXELS = 16
 WINDOW_BLOCKS = 2
 SHRINKAGE = 0.1
+LEAST_SHRINKAGE = 1e-5
 
 
 class WholeImage(nn.Module):
@@ -85,7 +86,10 @@ class WholeImage(nn.Module):
         samples = descriptors.cpu().double()  # on the CPU, since Apple's GPUs have no float64
         mean = samples.mean(dim=0)
         centred = samples - mean
-        weight = whitening_matrix(centred.T @ centred / len(centred), SHRINKAGE)
+        covariance = centred.T @ centred / len(centred)
+        # differences below 0.3 % of the features' length are rounding, of an 8-bit network at the latest
+        shrinkage = (SHRINKAGE * covariance.diagonal().mean()).clamp_min(LEAST_SHRINKAGE)
+        weight = whitening_matrix(covariance, shrinkage)
         distances = left_out(centred @ weight.T, parts.cpu())
         self.mean.copy_(mean)
         self.weight.copy_(weight)
@@ -96,8 +100,8 @@ class WholeImage(nn.Module):
         """Return how many standard deviations images are further than normal ones, ``(B,)``; see :meth:`describe`."""
         descriptors = self.describe(teacher)
         with torch.autocast(descriptors.device.type, enabled=False):
-            whitened = whiten((descriptors - self.mean)[..., None, None], self.weight)
-            return (2 * half_squared_norm(whitened).flatten() - self.usual) / self.spread
+            distances = F.linear(descriptors - self.mean, self.weight).square().sum(dim=1)
+            return (distances - self.usual) / self.spread
 
 
 def left_out(whitened: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
