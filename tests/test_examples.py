@@ -53,7 +53,7 @@ def test_train_and_predict(checkpoint):
 def test_student_scores(checkpoint, mvtec_root, tmp_path):
     data = ["--data", "MVTec", "--data.root", mvtec_root, "--data.category", "stripes", "--data.num_workers", 0]
     printed = example("student_scores", "--ckpt", checkpoint[0], *data, cwd=tmp_path)
-    assert [same_form(a, b) for a, b in zip(printed[-5:], shown("student_scores.py"), strict=True)] == [True] * 5
+    assert [same_form(a, b) for a, b in zip(printed[-6:], shown("student_scores.py"), strict=True)] == [True] * 6
 
 
 def test_false_alarm_rate(checkpoint, mvtec_root, tmp_path):
