@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .components import WholeImage
-from .components.whitening import LEAST_SPREAD, MOMENTUM, TINY
+from .components.whitening import follow, momentum_of, spread_of
 
 
 class ImageScore(nn.Module):
@@ -44,11 +44,7 @@ class ImageScore(nn.Module):
     @torch.no_grad()
     def update(self, maps: torch.Tensor) -> None:
         """Take the maps of normal images, ``(B, 1, H, W)`` with B at least 1, into moving averages of the contrast."""
-        contrasts = map_contrast(maps)
-        momentum = (1 / (self.updates + 1)).clamp_min(MOMENTUM)  # at first a plain mean
-        before = self.contrast.clone()
-        self.contrast.lerp_(contrasts.mean(), momentum)
-        self.contrast_variance.lerp_(((contrasts - before) * (contrasts - self.contrast)).mean(), momentum)
+        follow(self.contrast, self.contrast_variance, map_contrast(maps), momentum_of(self.updates))
         self.updates += 1
 
     def forward(self, maps: torch.Tensor, teacher: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -61,8 +57,7 @@ class ImageScore(nn.Module):
         Returns:
             Scores of shape ``(B,)``, greater than 0; about 1 for a normal image.
         """
-        spread = torch.maximum(self.contrast_variance.sqrt(), LEAST_SPREAD * self.contrast).clamp_min(TINY)
-        stands_out = (map_contrast(maps) - self.contrast) / spread
+        stands_out = (map_contrast(maps) - self.contrast) / spread_of(self.contrast, self.contrast_variance)
         unusual = self.whole_image(teacher)
         return torch.stack([torch.zeros_like(unusual), stands_out, unusual]).logsumexp(dim=0)
 

@@ -53,20 +53,17 @@ class ResidualWhitening(nn.Module):
     def update(self, residual: torch.Tensor) -> None:
         """Take residuals of normal images, ``(B, C, h, w)`` with B at least 1, into the moving averages."""
         locations = residual.transpose(0, 1).flatten(1)
-        momentum = (1 / (self.updates + 1)).clamp_min(MOMENTUM)  # at first a plain mean
+        momentum = momentum_of(self.updates)
         self.second_moment.lerp_(locations @ locations.T / locations.shape[1], momentum)
         if self.updates % UPDATES_A_WEIGHT == 0:
             self._weigh()
         peaks = half_squared_norm(whiten(residual, self.weight)).flatten(1).amax(dim=1)
-        before = self.peak.clone()
-        self.peak.lerp_(peaks.mean(), momentum)
-        self.peak_variance.lerp_(((peaks - before) * (peaks - self.peak)).mean(), momentum)
+        follow(self.peak, self.peak_variance, peaks, momentum)
         self.updates += 1
 
     def forward(self, residual: torch.Tensor) -> torch.Tensor:
         """Whiten residuals ``(B, C, h, w)``."""
-        spread = torch.maximum(self.peak_variance.sqrt(), LEAST_SPREAD * self.peak)  # one image alone has none
-        return whiten(residual, self.weight * spread.clamp_min(TINY).rsqrt())
+        return whiten(residual, self.weight * spread_of(self.peak, self.peak_variance).rsqrt())
 
     def train(self, mode: bool = True) -> "ResidualWhitening":
         """Set the mode; the weight follows what was learned in training."""
@@ -90,6 +87,23 @@ def whitening_matrix(second_moment: torch.Tensor, shrinkage: torch.Tensor) -> to
     identity = torch.eye(len(second_moment), dtype=second_moment.dtype)
     inverse, _ = torch.linalg.inv_ex(second_moment + shrinkage * identity)
     return torch.linalg.cholesky_ex(inverse)[0].T  # without checks: of a training that has gone to NaN the loss tells
+
+
+def momentum_of(updates: torch.Tensor) -> torch.Tensor:
+    """Return the weight of what is new in a moving average: at first that of a plain mean."""
+    return (1 / (updates + 1)).clamp_min(MOMENTUM)
+
+
+def follow(mean: torch.Tensor, variance: torch.Tensor, values: torch.Tensor, momentum: torch.Tensor) -> None:
+    """Take values ``(B,)`` into moving averages of their mean and variance, in place."""
+    before = mean.clone()
+    mean.lerp_(values.mean(), momentum)
+    variance.lerp_(((values - before) * (values - mean)).mean(), momentum)
+
+
+def spread_of(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation, at least a twentieth of the mean: one image alone has none."""
+    return torch.maximum(variance.sqrt(), LEAST_SPREAD * mean).clamp_min(TINY)
 
 
 def whiten(residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
