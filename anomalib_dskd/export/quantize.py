@@ -3,7 +3,7 @@
 
 """8-bit form of a bundle's graph."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nncf
@@ -71,7 +71,7 @@ def quantize(
     if rounded.size:
         _correct(quantised, exact, rounded)
     factor = np.median(exact_peaks / np.maximum(rounded_peaks, np.finfo(np.float32).tiny))
-    return _scaled(quantised, float(factor), kept={"score"} if rounded.size else set())
+    return _scaled(quantised, float(factor), kept=frozenset({"score"} if rounded.size else ()))
 
 
 def first_convolutions(graph: ov.Model) -> list[str]:
@@ -125,7 +125,7 @@ def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
     graph.validate_nodes_and_infer_types()
 
 
-def _scaled(graph: ov.Model, factor: float, kept: Collection[str]) -> ov.Model:
+def _scaled(graph: ov.Model, factor: float, kept: frozenset[str] = frozenset()) -> ov.Model:
     process = PrePostProcessor(graph)
     names = [output.get_names() for output in graph.outputs]
     for output in graph.outputs:
