@@ -96,20 +96,20 @@ def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, n
     """Return the maximum of each image's map, ``(N,)``, and the score's deviations, ``(3, N)``, empty without them."""
     graph = graph.clone()
     deviations = _deviations(graph)
-    if deviations is not None:
-        graph.add_outputs(deviations.output(0))
+    graph.add_outputs(deviations)
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     peaks, columns = [], []
     for image in images:
         found = compiled(image)
         peaks.append(found["map"].max())
-        if deviations is not None:
+        if deviations:
             columns.append(found[len(found) - 1][:, 0])
     return np.array(peaks), np.array(columns).T
 
 
-def _deviations(graph: ov.Model) -> ov.Node | None:
-    return next((node for node in graph.get_ops() if node.get_friendly_name() == DEVIATIONS), None)
+def _deviations(graph: ov.Model) -> list[ov.Output]:
+    """Return the output of the operation :data:`DEVIATIONS`, none where the score is the map's maximum."""
+    return [node.output(0) for node in graph.get_ops() if node.get_friendly_name() == DEVIATIONS]
 
 
 def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
@@ -117,8 +117,8 @@ def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
     spreads = rounded.std(axis=1, keepdims=True)
     scale = np.divide(exact.std(axis=1, keepdims=True), spreads, out=np.ones_like(spreads), where=spreads > 0)
     shift = exact.mean(axis=1, keepdims=True) - scale * rounded.mean(axis=1, keepdims=True)
-    (deviations,) = (node for node in graph.get_ops() if node.get_friendly_name() == DEVIATIONS)
-    readers = deviations.output(0).get_target_inputs()
+    (deviations,) = _deviations(graph)
+    readers = deviations.get_target_inputs()
     corrected = ops.add(ops.multiply(deviations, np.float32(scale)), np.float32(shift))
     for reader in readers:
         reader.replace_source_output(corrected.output(0))
