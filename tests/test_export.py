@@ -197,6 +197,18 @@ def test_int8_keeps_the_scale_of_normal_scores(small_checkpoint, small_bundle, i
         assert set(a) == set(b) == {"score", "map", "encoder_map", "decoder_map"}
 
 
+def test_int8_keeps_the_score_of_images_that_are_unusual_as_a_whole(small_bundle, int8_bundle, mvtec_root):
+    """Which the images that it was corrected on, being those of the training, are not."""
+    exact, rounded = (
+        inspector.Model(inspector.Bundle.open(bundle), throughput=False) for bundle in (small_bundle, int8_bundle)
+    )
+    for path in sorted((mvtec_root / "stripes/train/good").iterdir()):
+        dark = np.asarray(Image.open(path)) // 3
+        score = float(exact(dark)["score"])
+        assert score > 10
+        assert rounded(dark)["score"] == pytest.approx(score, rel=0.2)
+
+
 def test_f16_bundle(small_checkpoint, small_bundle, mvtec_root, tmp_path):
     export(small_checkpoint, tmp_path / "bundle", "f16", images=mvtec_root / "stripes/train/good")
     assert size(tmp_path / "bundle") < 0.6 * size(small_bundle)

@@ -6,14 +6,14 @@
 import numpy as np
 import pytest
 import torch
-from anomalib.data import MVTecAD
+from anomalib.data import ImageBatch, MVTecAD
 from anomalib.engine import Engine
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from anomalib_dskd import Dskd
 from anomalib_dskd.model.components import WholeImage
-from anomalib_dskd.model.components.whitening import whitening_matrix
-from anomalib_dskd.model.components.whole_image import SHRINKAGE, left_out
+from anomalib_dskd.model.components.whitening import LEAST_SPREAD
+from anomalib_dskd.model.components.whole_image import SHRINKAGE
 from anomalib_dskd.model.image_score import ImageScore, map_contrast
 from anomalib_dskd.model.torch_model import DskdModel
 
@@ -40,32 +40,39 @@ def feature_maps(number: int = 2, size: int = 64, seed: int = 0) -> list[torch.T
 # As a whole
 
 
-@pytest.mark.parametrize(("number", "a_part"), [(40, 1), (40, 5), (400, 1), (400, 8)])
-def test_left_out_is_what_leaving_out_gives(number, a_part):
-    """With fewer samples than components those that were learned from are ten times too near."""
-    samples, parts = descriptors(number, length=60, a_part=a_part)
-    samples = samples.double()
+def distances(samples: torch.Tensor, learned: torch.Tensor) -> np.ndarray:
+    """Squared distances of samples to the shrunk Gaussian of others, by numpy."""
+    covariance = np.cov(learned.double().numpy(), rowvar=False, bias=True)
+    shrunk = covariance + SHRINKAGE * np.diag(covariance).mean() * np.eye(len(covariance))
+    differences = (samples - learned.double().mean(dim=0)).double().numpy()
+    return np.einsum("bi,ij,bj->b", differences, np.linalg.inv(shrunk), differences)
 
-    def whitened(chosen: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-        centred = learned - learned.mean(dim=0)
-        covariance = centred.T @ centred / len(centred)
-        weight = whitening_matrix(covariance, SHRINKAGE * covariance.diagonal().mean())
-        return (chosen - learned.mean(dim=0)) @ weight.T
 
-    found = left_out(whitened(samples, samples), parts)
-    expected = torch.cat([whitened(samples[parts == part], samples[parts != part]) for part in parts.unique()])
-    torch.testing.assert_close(found, expected.square().sum(dim=1), rtol=a_part / number + 0.01, atol=0)
+@pytest.mark.parametrize("a_part", [1, 5])
+def test_usual_is_the_distance_of_one_half_of_the_parts_to_the_other(a_part):
+    """With fewer samples than components those that were learned from are many times too near."""
+    samples, parts = descriptors(40, a_part=a_part)
+    whole = WholeImage(CHANNELS, STRIDES)
+    whole.learn(samples, parts)
+    expected = np.concatenate([distances(samples[:20], samples[20:]), distances(samples[20:], samples[:20])])
+    assert whole.usual == pytest.approx(expected.mean(), rel=1e-4)
+    assert whole.spread == pytest.approx(expected.std(ddof=1), rel=1e-4)
+    assert whole.usual > 5 * distances(samples, samples).mean()
 
 
 @pytest.mark.parametrize(("number", "a_part"), [(60, 1), (60, 4), (1000, 1)])
-def test_new_normal_images_are_at_0_and_vary_by_1(number, a_part):
+def test_new_normal_images_are_usual_and_others_are_not(number, a_part):
     whole = WholeImage(CHANNELS, STRIDES)
     samples, parts = descriptors(number + 400, a_part=a_part)
     whole.learn(samples[:number], parts[:number])
-    whitened = (samples[number:] - whole.mean) @ whole.weight.T
-    unusual = (whitened.square().sum(dim=1) - whole.usual) / whole.spread
-    assert abs(unusual.mean()) < 0.5
-    assert 0.6 < unusual.std() < 1.6
+    new = samples[number:]
+    unusual, moved = (
+        (((each - whole.mean) @ whole.weight.T).square().sum(dim=1) - whole.usual) / whole.spread
+        for each in (new, new + 1.5 * new.std(dim=0))
+    )
+    assert -3 < unusual.mean() < 0.5
+    assert 0.2 < unusual.std() < 1.6
+    assert moved.mean() > unusual.mean() + 3 * unusual.std()
 
 
 def test_forward_is_the_formula():
@@ -73,10 +80,7 @@ def test_forward_is_the_formula():
     samples, parts = descriptors(100)
     whole.learn(samples, parts)
     maps = feature_maps()
-    difference = (whole.describe(maps) - samples.mean(dim=0)).double()
-    covariance = torch.from_numpy(np.cov(samples.double().numpy(), rowvar=False, bias=True))
-    shrunk = covariance + SHRINKAGE * covariance.diagonal().mean() * torch.eye(len(covariance))
-    expected = torch.einsum("bi,ij,bj->b", difference, shrunk.inverse(), difference)
+    expected = torch.from_numpy(distances(whole.describe(maps), samples))
     torch.testing.assert_close(whole(maps).double(), (expected - whole.usual) / whole.spread, rtol=1e-3, atol=1e-3)
 
 
@@ -98,6 +102,17 @@ def test_descriptor_is_mean_and_largest_window_of_32_pixels():
     torch.testing.assert_close(whole.describe(maps)[0], torch.cat(expected))
 
 
+@pytest.mark.parametrize("samples", [descriptors(2)[0], descriptors(1)[0].repeat(20, 1)])
+def test_two_images_and_copies_of_one_do_not_call_all_others_defective(samples):
+    """Their distances do not vary."""
+    whole = WholeImage(CHANNELS, STRIDES)
+    whole.learn(samples, torch.arange(len(samples)))
+    assert whole.spread >= 1
+    rounded = samples[:1] + 1e-5
+    distance = ((rounded - whole.mean) @ whole.weight.T).square().sum()
+    assert abs((distance - whole.usual) / whole.spread) < 50
+
+
 @pytest.mark.parametrize("images", [1, 3])
 def test_images_of_one_part_alone_teach_nothing(images):
     """Then the image as a whole says nothing, in place of not a number."""
@@ -109,30 +124,35 @@ def test_images_of_one_part_alone_teach_nothing(images):
 # The score
 
 
-def test_score_is_a_soft_maximum_of_both():
+def test_score_is_what_stands_out_and_what_is_unusual():
     score = ImageScore(CHANNELS, STRIDES)
     score.whole_image.learn(*descriptors(100))
-    normal = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    normal = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(2)).square()
     for batch in normal.split(20):
         score.update(batch)
-    contrasts = np.array([each.max() - each.mean() for each in normal.numpy()])
+    contrasts = np.array([np.log(each.max() / each.mean() ** 0.5) for each in normal.numpy()])
     assert score.contrast == pytest.approx(contrasts.mean(), rel=0.02)
-    assert score.contrast_variance.sqrt() == pytest.approx(max(contrasts.std(), 0), rel=0.2)
-    maps, features = 2 * normal[:2], feature_maps()
-    spread = max(float(score.contrast_variance) ** 0.5, 0.05 * float(score.contrast))
-    stands_out = (map_contrast(maps) - score.contrast) / spread
-    expected = torch.log(1 + stands_out.double().exp() + score.whole_image(features).double().exp())
-    torch.testing.assert_close(score(maps, features).double(), expected)
+    assert score.contrast_variance.sqrt() == pytest.approx(contrasts.std(), rel=0.1)
+    maps, features = normal[:2] ** 3, feature_maps()
+    stands_out = (map_contrast(maps) - score.contrast) / max(float(score.contrast_variance) ** 0.5, LEAST_SPREAD)
+    unusual = score.whole_image(features).double()
+    expected = torch.log(1 + stands_out.double().exp() * (1 + unusual.exp()))
+    torch.testing.assert_close(score(maps, features).double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_map_that_is_high_everywhere_is_no_defect():
-    """A level added to the map changes nothing, a peak does."""
-    score = ImageScore(CHANNELS, STRIDES)
-    maps, features = torch.rand(2, 1, 8, 8), feature_maps()
+def test_half_of_the_maps_level_is_taken_off():
+    """A map that is twice as high everywhere stands out less than one that is twice as high at its peak."""
+    maps = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     peak = maps.clone()
-    peak[..., 3, 3] += 5
-    torch.testing.assert_close(score(maps + 10, features), score(maps, features), rtol=1e-4, atol=1e-4)
-    assert (score(peak, features) > score(maps, features) + 1).all()
+    peak[maps == maps.amax(dim=(1, 2, 3), keepdim=True)] *= 2
+    contrast = map_contrast(maps)
+    torch.testing.assert_close(map_contrast(2 * maps), contrast + 0.5 * np.log(2))
+    assert (map_contrast(peak) > contrast + 0.9 * np.log(2)).all()
+
+
+def test_a_map_of_nothing_has_a_score():
+    score = ImageScore(CHANNELS, STRIDES)
+    assert score(torch.zeros(2, 1, 8, 8), feature_maps()).isfinite().all()
 
 
 def test_without_it_the_score_is_the_maps_maximum():
@@ -146,7 +166,7 @@ def test_without_it_the_score_is_the_maps_maximum():
 
 
 def test_training_learns_from_each_training_image_once(tmp_path, mvtec_root):
-    """Not from the test images, in whatever batches; the process's random state and the order of images stay."""
+    """Not from the test images, in whatever batches."""
     model = Dskd(teacher_weights="random", image_size=64, training_steps=2, visualizer=False)
     engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False)
     data = MVTecAD(mvtec_root, "stripes", num_workers=0, train_batch_size=3)
@@ -163,6 +183,48 @@ def test_training_learns_from_each_training_image_once(tmp_path, mvtec_root):
     torch.testing.assert_close(score.whole_image.usual, expected.usual, rtol=1e-2, atol=0)
     loaded = Dskd.load_from_checkpoint(engine.best_model_path)
     assert torch.equal(loaded.model.image_score.whole_image.weight, score.whole_image.weight)
+
+
+def fit_loader(tmp_path, loader: DataLoader, **arguments) -> WholeImage:
+    model = Dskd(teacher_weights="random", image_size=64, denoising=0.0, visualizer=False)
+    engine = Engine(
+        default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False, max_steps=1, **arguments
+    )
+    engine.fit(model, train_dataloaders=loader)
+    return model.model.image_score.whole_image
+
+
+def images_alone(images: list[torch.Tensor]) -> ImageBatch:
+    return ImageBatch(image=torch.stack(images))
+
+
+PICTURES = list(torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+
+
+def test_images_without_labels_and_paths_are_normal_and_parts_of_their_own(tmp_path):
+    whole = fit_loader(tmp_path, DataLoader(PICTURES, batch_size=4, collate_fn=images_alone))
+    assert whole.usual > 0
+    assert whole.weight.any()
+
+
+def test_images_that_a_sampler_leaves_out_are_not_looked_at(tmp_path):
+    """Those of a fold that is held out, for instance."""
+    sampler = SubsetRandomSampler([0, 2, 3, 5])
+    whole = fit_loader(tmp_path, DataLoader(PICTURES, batch_size=2, collate_fn=images_alone, sampler=sampler))
+    expected = fit_loader(
+        tmp_path, DataLoader([PICTURES[i] for i in (0, 2, 3, 5)], batch_size=2, collate_fn=images_alone)
+    )
+    torch.testing.assert_close(whole.mean, expected.mean)
+
+
+def test_a_stream_of_images_is_trained_on_without_a_look_before(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(PICTURES)
+
+    with pytest.warns(UserWarning, match="none was looked at before training"):
+        whole = fit_loader(tmp_path, DataLoader(Stream(), batch_size=4, collate_fn=images_alone))
+    assert not whole.weight.any()
 
 
 def test_checkpoint_from_before_it_keeps_its_score(tmp_path, mvtec_root):

@@ -14,7 +14,7 @@ from openvino.preprocess import PrePostProcessor
 
 from anomalib_dskd import inspector
 
-from .graph import DEVIATIONS
+from .graph import deviations
 from .nncf_log import only_errors
 
 SUBSET = 100
@@ -38,7 +38,8 @@ def quantize(
     than those that the value ranges were taken from would be clipped there, at the root of teacher and students; of all
     layers they cost most (``examples/int8_sensitivity.py``). What rounding adds to the distances of normal images is
     taken off again, so that the thresholds of the checkpoint stay right: by one factor on the maps, and in the score by
-    giving what stands out and what is unusual as a whole the mean and deviation back that they had on these images.
+    giving what stands out the mean and deviation back that it had on these images, and what is unusual as a whole the
+    mean.
 
     Args:
         graph: Graph as :func:`~anomalib_dskd.export.graph.convert` returns it.
@@ -93,33 +94,33 @@ def first_convolutions(graph: ov.Model) -> list[str]:
 
 
 def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maximum of each image's map, ``(N,)``, and the score's deviations, ``(3, N)``, empty without them."""
+    """Return the maximum of each image's map, ``(N,)``, and the score's deviations, ``(2, N)``, empty without them."""
     graph = graph.clone()
-    deviations = _deviations(graph)
-    graph.add_outputs(deviations)
+    scored = deviations(graph)
+    graph.add_outputs(scored)
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     peaks, columns = [], []
     for image in images:
         found = compiled(image)
         peaks.append(found["map"].max())
-        if deviations:
+        if scored:
             columns.append(found[len(found) - 1][:, 0])
     return np.array(peaks), np.array(columns).T
 
 
-def _deviations(graph: ov.Model) -> list[ov.Output]:
-    """Return the output of the operation :data:`DEVIATIONS`, none where the score is the map's maximum."""
-    return [node.output(0) for node in graph.get_ops() if node.get_friendly_name() == DEVIATIONS]
-
-
 def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
-    """Give deviations, ``(3, N)``, the mean and standard deviation over images that they had before rounding."""
+    """Give deviations, ``(2, N)``, the mean over images that they had before rounding, and the first its spread too.
+
+    The second is only moved: images that its Gaussian was learned from are all about as far from it, so that their
+    spread says nothing of how that of other images was changed.
+    """
     spreads = rounded.std(axis=1, keepdims=True)
     scale = np.divide(exact.std(axis=1, keepdims=True), spreads, out=np.ones_like(spreads), where=spreads > 0)
+    scale[1:] = 1
     shift = exact.mean(axis=1, keepdims=True) - scale * rounded.mean(axis=1, keepdims=True)
-    (deviations,) = _deviations(graph)
-    readers = deviations.get_target_inputs()
-    corrected = ops.add(ops.multiply(deviations, np.float32(scale)), np.float32(shift))
+    (scored,) = deviations(graph)
+    readers = scored.get_target_inputs()
+    corrected = ops.add(ops.multiply(scored, np.float32(scale)), np.float32(shift))
     for reader in readers:
         reader.replace_source_output(corrected.output(0))
     graph.validate_nodes_and_infer_types()

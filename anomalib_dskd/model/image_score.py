@@ -7,23 +7,25 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from .components import WholeImage
-from .components.whitening import follow, momentum_of, spread_of
+from .components.whitening import LEAST_SPREAD, TINY, follow, momentum_of
 
 
 class ImageScore(nn.Module):
     r"""Score of an image from its map and the teacher's features.
 
     Some normal images are further from what was trained on than others, all over: another exposure, a rougher surface.
-    Their map is high everywhere, and its maximum alone calls them defective. A defect stands out from its own image,
-    :math:`c = \max m - \operatorname{mean} m`; an image that is unusual as a whole is left to
-    :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual that is. Both are counted in standard
-    deviations from their means over normal images, :math:`z_c` and :math:`z_w`, and the score
+    Their map is high everywhere, and its maximum alone calls them defective; but a large defect raises the map of its
+    image as well. So half of the level is taken off, on a logarithmic scale: :math:`c = \log (\max m / \sqrt{\bar m})`.
+    What is unusual all over is told apart by :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual
+    that is. Both are counted in standard deviations from their means over normal images, :math:`z_c` and :math:`z_w`,
+    and with :math:`\operatorname{softplus} z = \log (1 + e^z)` the score is
 
-    .. math:: \log (1 + e^{z_c} + e^{z_w})
+    .. math:: \operatorname{softplus} (z_c + \operatorname{softplus} z_w)
 
-    is a soft maximum of the two: whichever is far out decides, and where one says nothing its noise hardly adds.
+    Two witnesses say more than one, and where the image as a whole is as usual as any, its noise hardly counts.
 
     Args:
         channels: Channels of the teacher's maps, finest first.
@@ -55,13 +57,16 @@ class ImageScore(nn.Module):
             teacher: The teacher's maps, ``(B, C, h, w)`` each, finest first.
 
         Returns:
-            Scores of shape ``(B,)``, greater than 0; about 1 for a normal image.
+            Scores of shape ``(B,)``, not negative; about 1 for a normal image.
         """
-        stands_out = (map_contrast(maps) - self.contrast) / spread_of(self.contrast, self.contrast_variance)
+        # its logarithm is not told more exactly than to a twentieth; one image alone has no deviation
+        stands_out = (map_contrast(maps) - self.contrast) / self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
         unusual = self.whole_image(teacher)
-        return torch.stack([torch.zeros_like(unusual), stands_out, unusual]).logsumexp(dim=0)
+        stands_out, unusual = torch.stack([stands_out, unusual]).unbind()  # one operation for the export to correct
+        return F.softplus(stands_out + F.softplus(unusual))
 
 
 def map_contrast(maps: torch.Tensor) -> torch.Tensor:
-    """Maximum minus mean of each map ``(B, 1, H, W)``, of shape ``(B,)``."""
-    return maps.amax(dim=(-3, -2, -1)) - maps.mean(dim=(-3, -2, -1))
+    """Logarithm of maximum by root of the mean, of each map ``(B, 1, H, W)``, of shape ``(B,)``."""
+    pixels = maps.flatten(1)
+    return pixels.amax(dim=1).clamp_min(TINY).log() - 0.5 * pixels.mean(dim=1).clamp_min(TINY).log()

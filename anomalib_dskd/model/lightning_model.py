@@ -451,7 +451,7 @@ class Dskd(AnomalibModule):
         for images, paths in normal_images(self.trainer):
             normalised = images.to(self.device) if transform is None else transform(images.to(self.device))
             descriptors.append(whole_image.describe(self.model.teacher(normalised)))
-            parts += [self._parts.get(path, path) for path in paths]
+            parts += [len(parts) + i if path is None else self._parts.get(path, path) for i, path in enumerate(paths)]
         if descriptors:
             numbers, _ = pd.factorize(np.array(parts, dtype=object))
             whole_image.learn(torch.cat(descriptors), torch.from_numpy(numbers))

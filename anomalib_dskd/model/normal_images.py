@@ -3,41 +3,48 @@
 
 """One look at the training images before training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from anomalib.data.utils import LabelName
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import track
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 MOST = 4096
 TITLE = "Looking at the training images"
 
 
-def normal_images(trainer: Trainer) -> Iterator[tuple[torch.Tensor, list[str]]]:
+def normal_images(trainer: Trainer) -> Iterator[tuple[torch.Tensor, Sequence[str | None]]]:
     """Yield each normal training image once, as training will see it, on every process of a distributed run.
 
-    Of more than 4096 images as many, evenly spread. The process's random state is left as it was.
+    Of more than 4096 images as many, evenly spread. The process's random state is left as it was. Without one data set
+    of known length there is nothing to look at before training, and a warning says so.
 
     Args:
         trainer: Trainer that is about to train.
 
     Yields:
-        Images ``(B, 3, H, W)``, not yet normalised, and their paths.
+        Images ``(B, 3, H, W)``, not yet normalised, and their paths, ``None`` where they have none.
     """
     loader = trainer.fit_loop._data_source.dataloader()  # noqa: SLF001  # no public name leads to it before training
-    if not isinstance(loader, DataLoader):  # several at once: training will say what it thinks of it
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        rank_zero_warn(
+            "The training images are not one data set of known length, so that none was looked at before training: the "
+            "image score will not know how unusual an image is as a whole (whole_image)."
+        )
         return
-    total = len(loader.dataset)  # type: ignore[arg-type]
-    chosen = Subset(loader.dataset, [index * total // min(total, MOST) for index in range(min(total, MOST))])
+    sampler = loader.sampler
+    seen = sorted(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else range(len(loader.dataset))  # type: ignore[arg-type]
+    total = len(seen)
+    chosen = Subset(loader.dataset, [seen[index * total // min(total, MOST)] for index in range(min(total, MOST))])
     batches = DataLoader(chosen, loader.batch_size or 1, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
     silent = not trainer.is_global_zero or trainer.progress_bar_callback is None
     with isolate_rng(), torch.no_grad():
         for batch in track(batches, TITLE, disable=silent):
-            normal = batch.gt_label == LabelName.NORMAL
-            yield (
-                batch.image[normal],
-                [path for path, is_normal in zip(batch.image_path, normal, strict=True) if is_normal],
-            )
+            number = len(batch.image)
+            normal = [True] * number if batch.gt_label is None else (batch.gt_label == LabelName.NORMAL).tolist()
+            paths = [None] * number if batch.image_path is None else batch.image_path
+            yield batch.image[normal], [path for path, is_normal in zip(paths, normal, strict=True) if is_normal]

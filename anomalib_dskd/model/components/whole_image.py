@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from .distance import EPSILON
-from .whitening import TINY, whitening_matrix
+from .whitening import LEAST_SPREAD, whitening_matrix
 
 BLOCK_PIXELS = 16
 WINDOW_BLOCKS = 2
@@ -33,7 +33,8 @@ class WholeImage(nn.Module):
 
     is returned in standard deviations from its mean over normal images. These are mostly fewer than the descriptor has
     components, so that the distances of those that :math:`S` was taken from are far too small; mean and deviation are
-    of the distances that each would have if its part had been left out, see :func:`left_out`.
+    of the distances of each half of the parts to the other half's Gaussian. It knows less than that of all, so that
+    they are rather too large: parts made tomorrow differ more from those trained on than these do from one another.
 
     Args:
         channels: Channels of the teacher's maps, finest first.
@@ -67,7 +68,8 @@ class WholeImage(nn.Module):
         with torch.autocast(teacher[0].device.type, enabled=False):
             for features, stride in zip(teacher, self.strides, strict=True):
                 direction = F.normalize(features.float(), dim=1, eps=EPSILON)
-                blocks = F.avg_pool2d(direction, block) if (block := BLOCK_PIXELS // stride) > 1 else direction
+                block = max(1, BLOCK_PIXELS // stride)
+                blocks = F.avg_pool2d(direction, block, ceil_mode=True)
                 window = min(max(1, WINDOW_BLOCKS * BLOCK_PIXELS // max(stride, BLOCK_PIXELS)), *blocks.shape[-2:])
                 found += [direction.mean(dim=(-2, -1)), F.avg_pool2d(blocks, window, stride=1).amax(dim=(-2, -1))]
             return torch.cat(found, dim=1)
@@ -81,55 +83,37 @@ class WholeImage(nn.Module):
             parts: Number of the part that each image shows, ``(N,)``, at least two different ones; with fewer
                 nothing is learned.
         """
-        if len(parts.unique()) < 2:  # noqa: PLR2004
+        numbers = parts.unique()
+        if len(numbers) < 2:  # noqa: PLR2004
             return
         samples = descriptors.cpu().double()  # on the CPU, since Apple's GPUs have no float64
-        mean = samples.mean(dim=0)
-        centred = samples - mean
-        covariance = centred.T @ centred / len(centred)
-        # differences below 0.3 % of the features' length are rounding, of an 8-bit network at the latest
-        shrinkage = (SHRINKAGE * covariance.diagonal().mean()).clamp_min(LEAST_SHRINKAGE)
-        weight = whitening_matrix(covariance, shrinkage)
-        distances = left_out(centred @ weight.T, parts.cpu())
+        first_half = (parts < numbers[len(numbers) // 2]).cpu()
+        halves = samples[first_half], samples[~first_half]
+        distances = torch.cat([_distances(own, *_gaussian(other)) for own, other in (halves, halves[::-1])])
+        mean, weight = _gaussian(samples)
         self.mean.copy_(mean)
         self.weight.copy_(weight)
         self.usual.copy_(distances.mean())
-        self.spread.copy_(distances.std().clamp_min(TINY))
+        # of two images both distances are the same, and below 1 there is nothing but the shrinkage to be far from
+        self.spread.copy_(torch.maximum(distances.std(), LEAST_SPREAD * distances.mean()).clamp_min(1))
 
-    def forward(self, teacher: torch.Tensor) -> torch.Tensor:
+    def forward(self, teacher: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return how many standard deviations images are further than normal ones, ``(B,)``; see :meth:`describe`."""
         descriptors = self.describe(teacher)
         with torch.autocast(descriptors.device.type, enabled=False):
-            distances = F.linear(descriptors - self.mean, self.weight).square().sum(dim=1)
-            return (distances - self.usual) / self.spread
+            return (_distances(descriptors, self.mean, self.weight) - self.usual) / self.spread
 
 
-def left_out(whitened: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
-    r"""Distances that samples would have if those of their part were not among those that whitening was taken from.
+def _gaussian(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean of samples ``(N, D)`` and the matrix that whitens them."""
+    mean = samples.mean(dim=0)
+    centred = samples - mean
+    covariance = centred.T @ centred / len(centred)
+    # differences below 0.3 % of the features' length are rounding, of an 8-bit network at the latest
+    shrinkage = (SHRINKAGE * covariance.diagonal().mean()).clamp_min(LEAST_SHRINKAGE)
+    return mean, whitening_matrix(covariance, shrinkage)
 
-    With :math:`Z` the :math:`n` whitened samples of a part and :math:`Q = Z Z^\top`, leaving the part out moves the
-    mean, so that its samples become :math:`A Z` with :math:`A = I + \mathbf{1} \mathbf{1}^\top / (N - n)`, and takes
-    :math:`Z^\top A Z / N` off the second moment, whose inverse is Woodbury's. The distances are the diagonal of
 
-    .. math:: A \, (I - Q A / N)^{-1} \, Q A
-
-    up to a factor between :math:`1 - n / N`, where samples are many, and 1, where they are fewer than components.
-
-    Args:
-        whitened: Centred and whitened samples, ``(N, D)``.
-        parts: Number of each sample's part, ``(N,)``, at least two different ones.
-
-    Returns:
-        Squared distances, ``(N,)``.
-    """
-    count = len(whitened)
-    distances = whitened.new_empty(count)
-    for part in parts.unique():
-        own = parts == part
-        size = int(own.sum())
-        products = whitened[own] @ whitened[own].T
-        identity = torch.eye(size, dtype=products.dtype)
-        moved = identity + 1 / (count - size)
-        without = torch.linalg.solve(identity - products @ moved / count, products)
-        distances[own] = (moved @ without @ moved).diagonal()
-    return distances
+def _distances(samples: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Squared Mahalanobis distances of samples ``(N, D)``."""
+    return F.linear(samples - mean, weight).square().sum(dim=1)
