@@ -125,7 +125,7 @@ if __name__ == "__main__":
 # Prints:
 # 592 images, 392 of them defective; 2 threads
 #                          AUROC     AUPRO  flips  at 100  median ms  p99 ms  times faster than bundle f32
-# checkpoint              0.7727    0.7078      0       93.9   147.9     0.63
-# bundle f32              0.7727    0.7078      0       58.8    89.7     1.00
-# bundle int8             0.7728    0.7037      9       23.9    40.3     2.47
-# OpenVINOInferencer      0.7725    0.7067      2       36.2    64.7     1.61
+# checkpoint              0.8308    0.7473      0       0      144.4   444.4     0.79
+# bundle f32              0.8308    0.7473      0       0      117.6   369.5     1.00
+# bundle int8             0.8327    0.7453      0     359       43.4   218.8     2.69
+# OpenVINOInferencer      0.8306    0.7474      0     144       71.4   195.4     1.69
