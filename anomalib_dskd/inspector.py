@@ -297,9 +297,7 @@ class Model:
         model = core.read_model(bundle.folder / "model.xml")
         self.outputs = [output.get_any_name() for output in model.outputs]
         if not students:
-            for result in model.get_results():
-                if result.output(0).get_any_name() not in {"score", "map"}:
-                    model.remove_result(result)
+            leave_out_students(model)
             self.outputs = ["score", "map"]
         contract = bundle.metadata["input"]
         self.size = (contract["width"], contract["height"]) if contract["width"] else None
@@ -344,6 +342,13 @@ class Model:
 
 
 # The verdict
+
+
+def leave_out_students(model: ov.Model) -> None:
+    """Remove the outputs of a bundle's graph beside score and map, in place."""
+    for result in model.get_results():
+        if result.output(0).get_any_name() not in {"score", "map"}:
+            model.remove_result(result)
 
 
 def normalise(score: np.ndarray | float, threshold: float) -> np.ndarray | float:

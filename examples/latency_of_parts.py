@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from anomalib_dskd import Dskd
+from anomalib_dskd import Dskd, inspector
 from anomalib_dskd.export.graph import convert
 from anomalib_dskd.export.quantize import quantize
 from anomalib_dskd.model.cost import count_cost
@@ -129,9 +129,7 @@ def _compile_int8(model: Dskd, image_size: int) -> Callable[[int], object]:
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         noise.save(file.name)
         quantized = quantize(convert(model), [Path(file.name)], image_size**2)
-    for result in quantized.get_results():  # the inspector leaves the students' maps out too
-        if result.output(0).get_any_name() not in {"score", "map"}:
-            quantized.remove_result(result)
+    inspector.leave_out_students(quantized)
     quantized.reshape([1, image_size, image_size, 3])
     return _predictor(quantized, np.asarray(noise)[None], "f32")
 

@@ -24,8 +24,8 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import convert
-from anomalib_dskd.export.quantize import _scaled, first_convolutions
-from anomalib_dskd.export.verify import Comparison, compare, find_images, image_pairs
+from anomalib_dskd.export.quantize import DEVIATIONS, _scaled, first_convolutions, quantize
+from anomalib_dskd.export.verify import MAX_PIXELS, Comparison, compare, find_images, image_pairs
 
 from .conftest import run
 
@@ -207,6 +207,16 @@ def test_int8_keeps_the_score_of_images_that_are_unusual_as_a_whole(small_bundle
         score = float(exact(dark)["score"])
         assert score > 10
         assert rounded(dark)["score"] == pytest.approx(score, rel=0.2)
+
+
+def test_int8_says_so_where_openvino_names_operations_otherwise(small_bundle, mvtec_root):
+    graph = ov.Core().read_model(small_bundle / "model.xml")
+    for node in graph.get_ops():
+        if node.get_friendly_name() == DEVIATIONS:
+            node.set_friendly_name("otherwise")
+    images = find_images(mvtec_root / "stripes/train/good")
+    with pytest.raises(DskdError, match=r"OpenVINO .* names it otherwise. Export with --precision f32"):
+        quantize(graph, images, MAX_PIXELS)
 
 
 def test_f16_bundle(small_checkpoint, small_bundle, mvtec_root, tmp_path):

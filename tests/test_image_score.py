@@ -70,8 +70,8 @@ def test_new_normal_images_are_usual_and_others_are_not(number, a_part):
         (((each - whole.mean) @ whole.weight.T).square().sum(dim=1) - whole.usual) / whole.spread
         for each in (new, new + 1.5 * new.std(dim=0))
     )
-    assert -3 < unusual.mean() < 0.5
-    assert 0.2 < unusual.std() < 1.6
+    assert (-0.5 if number == 1000 else -2.5) < unusual.mean() < 0.5, "half of few know much less than all"
+    assert (0.6 if number == 1000 else 0.3) < unusual.std() < 1.6
     assert moved.mean() > unusual.mean() + 3 * unusual.std()
 
 
@@ -100,6 +100,16 @@ def test_descriptor_is_mean_and_largest_window_of_32_pixels():
         ]
         expected += [direction.mean(dim=(1, 2)), torch.stack(windows).amax(dim=0)]
     torch.testing.assert_close(whole.describe(maps)[0], torch.cat(expected))
+
+
+def test_the_last_pixels_of_sizes_that_are_no_multiple_of_16_count():
+    """18 locations at stride 4 are four blocks of 16 pixels and one of 8."""
+    whole = WholeImage(CHANNELS[:1], STRIDES[:1])
+    maps = feature_maps(1, size=72)[0]
+    changed = maps.clone()
+    changed[..., -2:, :] = changed[..., -2:, :].abs() + 1
+    windows, others = (whole.describe([each])[0, CHANNELS[0] :] for each in (maps, changed))
+    assert not torch.equal(windows, others)
 
 
 @pytest.mark.parametrize("samples", [descriptors(2)[0], descriptors(1)[0].repeat(20, 1)])
@@ -185,13 +195,15 @@ def test_training_learns_from_each_training_image_once(tmp_path, mvtec_root):
     assert torch.equal(loaded.model.image_score.whole_image.weight, score.whole_image.weight)
 
 
-def fit_loader(tmp_path, loader: DataLoader, **arguments) -> WholeImage:
-    model = Dskd(teacher_weights="random", image_size=64, denoising=0.0, visualizer=False)
-    engine = Engine(
-        default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False, max_steps=1, **arguments
-    )
+def fitted(tmp_path, loader: DataLoader, **arguments) -> DskdModel:
+    model = Dskd(teacher_weights="random", image_size=64, denoising=0.0, visualizer=False, **arguments)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False, max_steps=1)
     engine.fit(model, train_dataloaders=loader)
-    return model.model.image_score.whole_image
+    return model.model
+
+
+def fit_loader(tmp_path, loader: DataLoader) -> WholeImage:
+    return fitted(tmp_path, loader).image_score.whole_image
 
 
 def images_alone(images: list[torch.Tensor]) -> ImageBatch:
@@ -199,6 +211,16 @@ def images_alone(images: list[torch.Tensor]) -> ImageBatch:
 
 
 PICTURES = list(torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_look_leaves_random_state_and_order_of_images_as_they_were(tmp_path):
+    weights = []
+    for whole_image in (True, False):
+        torch.manual_seed(5)
+        loader = DataLoader(PICTURES, batch_size=2, collate_fn=images_alone, shuffle=True)
+        weights.append(fitted(tmp_path, loader, seed=None, whole_image=whole_image).encoder.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 def test_images_without_labels_and_paths_are_normal_and_parts_of_their_own(tmp_path):

@@ -15,9 +15,6 @@ from anomalib_dskd.model import Dskd
 
 from .nncf_log import only_errors
 
-DEVIATIONS = "__module.model.image_score/aten::stack/Concat"
-"""Operation of the converted graph that gives the image score's two deviations, of shape ``(2, B)``."""
-
 
 class DecisionGraph(nn.Module):
     """All that happens between decoding and comparing with the threshold, as in training and testing.
@@ -70,8 +67,7 @@ def convert(model: Dskd) -> ov.Model:
         Graph with input ``images`` and the outputs of :class:`DecisionGraph`.
 
     Raises:
-        DskdError: If the model's transform does not resize all images to one size, or OpenVINO names operations
-            otherwise than those versions that are known.
+        DskdError: If the model's transform does not resize all images to one size.
     """
     graph = DecisionGraph(model).eval()
     # no side of the network's input has these lengths; a resize to the same size would leave no trace
@@ -84,17 +80,9 @@ def convert(model: Dskd) -> ov.Model:
         sizes = {
             tuple(graph(torch.zeros(1, *size, 3, dtype=torch.uint8))["map"].shape) for size in ((90, 70), (70, 90))
         }
-    if model.model.image_score is not None and not deviations(converted):
-        msg = f"The converted graph has no operation {DEVIATIONS!r}: this OpenVINO ({ov.__version__}) is not supported."
-        raise DskdError(msg)
     converted.reshape({0: ov.PartialShape([-1, -1, -1, 3])})
     shape = converted.output("map").partial_shape
     if len(sizes) > 1 or shape[1].is_dynamic or shape[2].is_dynamic:
         msg = "The pre-processor's transform does not resize all images to one size, which a bundle needs."
         raise DskdError(msg)
     return converted
-
-
-def deviations(graph: ov.Model) -> list[ov.Output]:
-    """Return the output of the operation :data:`DEVIATIONS`, none where the score is the map's maximum."""
-    return [node.output(0) for node in graph.get_ops() if node.get_friendly_name() == DEVIATIONS]

@@ -13,8 +13,8 @@ from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
 
 from anomalib_dskd import inspector
+from anomalib_dskd.errors import DskdError
 
-from .graph import deviations
 from .nncf_log import only_errors
 
 SUBSET = 100
@@ -26,6 +26,9 @@ UNTOUCHED = (
     r".*image_score.*",
     r".*anomaly_map_generator.*",
 )
+IMAGE_SCORE = "__module.model.image_score/"
+DEVIATIONS = f"{IMAGE_SCORE}aten::stack/Concat"
+"""Operation of the converted graph that gives the image score's two deviations, of shape ``(2, B)``."""
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 
 
@@ -49,12 +52,16 @@ def quantize(
 
     Returns:
         Quantised graph with the same input and outputs.
+
+    Raises:
+        DskdError: If the image score's deviations are not found, since OpenVINO names operations otherwise.
     """
     chosen = [images[index] for index in np.linspace(0, len(images) - 1, min(SUBSET, len(images))).astype(int)]
 
     def read(path: Path) -> np.ndarray:
         return inspector.decode(path.read_bytes(), max_pixels)[None]
 
+    exact_peaks, exact = _judge(graph, map(read, chosen))
     with only_errors():
         quantised = nncf.quantize(
             graph,
@@ -68,7 +75,7 @@ def quantize(
                 validate=False,
             ),
         )
-    (exact_peaks, exact), (rounded_peaks, rounded) = (_judge(each, map(read, chosen)) for each in (graph, quantised))
+    rounded_peaks, rounded = _judge(quantised, map(read, chosen))
     if rounded.size:
         _correct(quantised, exact, rounded)
     factor = np.median(exact_peaks / np.maximum(rounded_peaks, np.finfo(np.float32).tiny))
@@ -96,7 +103,7 @@ def first_convolutions(graph: ov.Model) -> list[str]:
 def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return the maximum of each image's map, ``(N,)``, and the score's deviations, ``(2, N)``, empty without them."""
     graph = graph.clone()
-    scored = deviations(graph)
+    scored = _deviations(graph)
     graph.add_outputs(scored)
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     peaks, columns = [], []
@@ -106,6 +113,20 @@ def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, n
         if scored:
             columns.append(found[len(found) - 1][:, 0])
     return np.array(peaks), np.array(columns).T
+
+
+def _deviations(graph: ov.Model) -> list[ov.Output]:
+    """Return the output of the operation :data:`DEVIATIONS`, none where the score is the map's maximum."""
+    operations = {node.get_friendly_name(): node for node in graph.get_ops()}
+    if DEVIATIONS in operations:
+        return [operations[DEVIATIONS].output(0)]
+    if any(name.startswith(IMAGE_SCORE) for name in operations):
+        msg = (
+            f"The graph has no operation {DEVIATIONS!r}, which INT8 needs: OpenVINO {ov.__version__} names it "
+            "otherwise. Export with --precision f32, or with OpenVINO 2026.4."
+        )
+        raise DskdError(msg)
+    return []
 
 
 def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
@@ -118,7 +139,7 @@ def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
     scale = np.divide(exact.std(axis=1, keepdims=True), spreads, out=np.ones_like(spreads), where=spreads > 0)
     scale[1:] = 1
     shift = exact.mean(axis=1, keepdims=True) - scale * rounded.mean(axis=1, keepdims=True)
-    (scored,) = deviations(graph)
+    (scored,) = _deviations(graph)
     readers = scored.get_target_inputs()
     corrected = ops.add(ops.multiply(scored, np.float32(scale)), np.float32(shift))
     for reader in readers:
