@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
@@ -333,6 +334,15 @@ def test_same_input_for_every_model():
     }
     assert len(transforms) == 1
     assert "size=[64, 64]" in transforms.pop()
+
+
+def test_a_seed_of_its_own_is_that_of_the_cell():
+    models = [prepare_model(cell).model for cell in cells_of(SMALL["data"], [{"class_path": "Dskd"}], seeds=[0, 1])]
+    assert [model.hparams.seed for model in models] == [0, 1]
+    first, second = (next(model.model.encoder.parameters()) for model in models)
+    assert not torch.equal(first, second)
+    (fixed,) = cells_of(SMALL["data"], [{"class_path": "Dskd", "init_args": {"seed": 7}}], seeds=[1])
+    assert prepare_model(fixed).model.hparams.seed == 7
 
 
 def test_models_that_cannot_take_the_teacher():

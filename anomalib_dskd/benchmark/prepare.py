@@ -124,7 +124,8 @@ def prepare_model(cell: Cell) -> PreparedModel:
 
     A model that has an argument ``backbone`` gets the teacher's name and, where it asks timm for pre-trained weights,
     the teacher's file; its layers, where it names those of a ResNet, become those of the same strides. Images are
-    resized and normalised alike for all models that take the teacher.
+    resized and normalised alike for all models that take the teacher. A model that has a seed of its own, as Dskd,
+    gets the cell's.
 
     Args:
         cell: The cell.
@@ -140,6 +141,8 @@ def prepare_model(cell: Cell) -> PreparedModel:
     cls = _find(spec["class_path"], anomalib.models, AnomalibModule)
     parameters = inspect.signature(cls).parameters
     init_args = _parse(cls, spec["init_args"])
+    if "seed" in parameters:
+        init_args = {"seed": cell.seed, **init_args}
     if "backbone" not in parameters:
         reason = f"{cls.__name__} has no backbone to choose, it brings its own"
         return _without_teacher(cls, init_args, image_size, reason)
