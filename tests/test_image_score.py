@@ -247,17 +247,3 @@ def test_a_stream_of_images_is_trained_on_without_a_look_before(tmp_path):
     with pytest.warns(UserWarning, match="none was looked at before training"):
         whole = fit_loader(tmp_path, DataLoader(Stream(), batch_size=4, collate_fn=images_alone))
     assert not whole.weight.any()
-
-
-def test_checkpoint_from_before_it_keeps_its_score(tmp_path, mvtec_root):
-    data = {"category": "stripes", "num_workers": 0, "train_batch_size": 4}
-    model = Dskd(teacher_weights="random", image_size=64, training_steps=1, whole_image=False, visualizer=False)
-    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False)
-    engine.fit(model, datamodule=MVTecAD(mvtec_root, **data))
-    checkpoint = torch.load(engine.best_model_path, weights_only=True)
-    del checkpoint["hyper_parameters"]["whole_image"]
-    torch.save(checkpoint, tmp_path / "old.ckpt")
-    (batch, *_) = engine.predict(
-        Dskd(visualizer=False), datamodule=MVTecAD(mvtec_root, **data), ckpt_path=tmp_path / "old.ckpt"
-    )
-    torch.testing.assert_close(batch.raw_score, batch.raw_map.flatten(1).amax(dim=1))

@@ -80,8 +80,9 @@ def test_batch_does_not_change_an_image():
 
 def test_decoder_is_of_the_encoders_scale():
     """The paper: two students "of the same scale but inverted structure"."""
-    costs = part_costs(build())
+    costs = part_costs(build(decoder_blocks=2))
     assert costs["decoder"].parameters == pytest.approx(costs["encoder"].parameters, rel=0.3)
+    assert part_costs(build())["decoder"].gmacs < costs["decoder"].gmacs / 2
     assert costs["teacher"].gmacs == pytest.approx(1.83, abs=0.01)
     assert costs["encoder"] == costs["teacher"]
 
@@ -319,6 +320,7 @@ def test_fusions_and_smoothing_do_what_they_say():
     [
         ({"students": "teacher"}, "'both', 'encoder', 'decoder'"),
         ({"interaction": "none"}, "'gradient', 'stop_gradient'"),
+        ({"decoder_blocks": 0}, "decoder_blocks=0 must be at least 1"),
         ({"scale_fusion": "mean"}, "'sum', 'product', 'max'"),
         ({"student_fusion": "mean"}, "'sum', 'product', 'max'"),
         ({"layers": ["layer9"]}, "'layer1', 'layer2', 'layer3', 'layer4'"),

@@ -376,6 +376,12 @@ def test_checkpoint_is_all_that_is_needed(tmp_path, data):
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(image).anomaly_map, trained.eval()(image).anomaly_map)
 
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["hyper_parameters"]["decoder_blocks"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(DskdError, match="says nothing of decoder_blocks"):
+        Dskd.load_from_checkpoint(tmp_path / "old.ckpt")
+
 
 def test_reload_splits_as_training_did(tmp_path, mvtec_root):
     """Folder's validation set is drawn from the test images: another draw would be another test set."""

@@ -76,6 +76,7 @@ NETWORK_ARGUMENTS = (
     "layers",
     "students",
     "embedding",
+    "decoder_blocks",
     "interaction",
     "distance",
     "scale_fusion",
@@ -84,7 +85,6 @@ NETWORK_ARGUMENTS = (
     "regions",
     "whole_image",
 )
-BEFORE_IT_EXISTED = {"regions": False, "distance": "cosine", "whole_image": False}
 SAVED_ARGUMENTS = (*NETWORK_ARGUMENTS, "image_size")
 
 
@@ -107,6 +107,8 @@ class Dskd(AnomalibModule):
             ratio is not kept: give both numbers for parts that are far from square. Defaults to ``256``.
         students: ``"both"``, ``"encoder"`` or ``"decoder"``. Defaults to ``"both"``.
         embedding: Whether the decoder reads the embedding of all scales or the encoder's coarsest map.
+        decoder_blocks: Residual blocks in each of the decoder's stages; ``2`` makes it as large as the encoder, as the
+            paper has it. Defaults to ``1``.
         interaction: ``"gradient"`` or ``"stop_gradient"`` from the decoder into the encoder.
         distance: ``"mahalanobis"``, where what the students miss of normal images counts less, or ``"cosine"``, in the
             anomaly map; training is by the latter.
@@ -153,6 +155,7 @@ class Dskd(AnomalibModule):
         image_size: int | tuple[int, int] = 256,
         students: str = "both",
         embedding: bool = True,
+        decoder_blocks: int = 1,
         interaction: str = "gradient",
         distance: str = "mahalanobis",
         scale_fusion: str = "sum",
@@ -510,14 +513,24 @@ class Dskd(AnomalibModule):
     # Reload
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Become the model that was saved, whatever arguments this one was built with."""
+        """Become the model that was saved, whatever arguments this one was built with.
+
+        Raises:
+            DskdError: If another model was saved, or by a version that had other arguments, and networks.
+        """
         if self._is_test_after_resume():
             rank_zero_info("Tested are the weights just trained, not those that training was resumed from.")
             self._resumed_from = None
             checkpoint["state_dict"] = self.state_dict()
             del checkpoint["callbacks"]  # anomalib's post-processor is one: its old thresholds
             return
-        saved = BEFORE_IT_EXISTED | checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
+        saved = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
+        if missing := [name for name in SAVED_ARGUMENTS if name not in saved]:
+            msg = (
+                f"The checkpoint says nothing of {', '.join(missing)}: it is no checkpoint of Dskd, or of a version "
+                "that built its networks otherwise. Train again, or install the version that wrote it."
+            )
+            raise DskdError(msg)
         differing = [name for name in SAVED_ARGUMENTS if saved[name] != self.hparams[name]]
         if differing:
             rank_zero_info(

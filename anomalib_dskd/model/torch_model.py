@@ -40,6 +40,8 @@ class DskdModel(nn.Module):
             then reads the teacher, as in reverse distillation. Defaults to ``"both"``.
         embedding: Whether the decoder reads the embedding of all scales; ``False`` hands it the encoder's
             coarsest map as it is. Defaults to ``True``.
+        decoder_blocks: Residual blocks in each of the decoder's stages; with ``2``, as ResNet-18 has, it is of the
+            encoder's size, and with ``1`` of half that. Defaults to ``1``.
         interaction: ``"gradient"`` lets the decoder's loss train the encoder through the embedding,
             ``"stop_gradient"`` does not. Defaults to ``"gradient"``.
         distance: What of the students' misses the anomaly map shows: ``"mahalanobis"`` counts them by what is usual on
@@ -63,6 +65,7 @@ class DskdModel(nn.Module):
         layers: Sequence[str] | None = None,
         students: str = "both",
         embedding: bool = True,
+        decoder_blocks: int = 1,
         interaction: str = "gradient",
         distance: str = "mahalanobis",
         scale_fusion: str = "sum",
@@ -75,6 +78,9 @@ class DskdModel(nn.Module):
         self.students = check_choice("students", students, STUDENTS)
         self.interaction = check_choice("interaction", interaction, INTERACTIONS)
         check_choice("distance", distance, DISTANCES)
+        if decoder_blocks < 1:
+            msg = f"decoder_blocks={decoder_blocks} must be at least 1."
+            raise DskdError(msg)
         self.teacher = Teacher(backbone, layers)
         channels, strides = self.teacher.channels, self.teacher.strides
         self.anomaly_map_generator = AnomalyMapGenerator(scale_fusion, student_fusion, smoothing / strides[0])
@@ -84,11 +90,11 @@ class DskdModel(nn.Module):
         if students != "decoder":
             self.encoder = build_backbone(backbone, layers)
         if students != "encoder":
+            read, stride = channels[-1], strides[-1]
             if embedding:
                 self.embedding = DeepFeatureEmbedding(channels, strides)
-                self.decoder = StudentDecoder(self.embedding.out_channels, self.embedding.out_stride, channels, strides)
-            else:
-                self.decoder = StudentDecoder(channels[-1], strides[-1], channels, strides)
+                read, stride = self.embedding.out_channels, self.embedding.out_stride
+            self.decoder = StudentDecoder(read, stride, channels, strides, decoder_blocks)
         self.scale_anomalies = nn.ModuleDict(
             {
                 student: nn.ModuleList(

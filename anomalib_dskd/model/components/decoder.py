@@ -15,8 +15,8 @@ class StudentDecoder(nn.Module):
     """Rebuild the teacher's maps from the embedding, coarsest first.
 
     The paper calls it a student "of the same scale but inverted structure". Reconstruction: one stage for each
-    of the teacher's, in reverse order, each an upsampling residual block and a plain one, as ResNet-18 has two
-    blocks a stage; a 1x1 convolution reads the map off each stage, since many teachers' maps (EfficientNet,
+    of the teacher's, in reverse order, each an upsampling residual block and, where it has two blocks as ResNet-18's
+    have, a plain one; a 1x1 convolution reads the map off each stage, since many teachers' maps (EfficientNet,
     ConvNeXt) take negative values and a residual block's output does not.
 
     Args:
@@ -24,9 +24,12 @@ class StudentDecoder(nn.Module):
         in_stride: Stride of the embedding in input pixels.
         channels: Channels of the teacher's maps, finest first.
         strides: Strides of the teacher's maps in input pixels, finest first.
+        blocks: Residual blocks to a stage, at least 1.
     """
 
-    def __init__(self, in_channels: int, in_stride: int, channels: Sequence[int], strides: Sequence[int]) -> None:
+    def __init__(
+        self, in_channels: int, in_stride: int, channels: Sequence[int], strides: Sequence[int], blocks: int
+    ) -> None:
         super().__init__()
         self.stages = nn.ModuleList()
         self.heads = nn.ModuleList()
@@ -34,7 +37,7 @@ class StudentDecoder(nn.Module):
             self.stages.append(
                 nn.Sequential(
                     ResidualBlock(in_channels, channel, up=in_stride // stride),
-                    ResidualBlock(channel, channel),
+                    *(ResidualBlock(channel, channel) for _ in range(blocks - 1)),
                 ),
             )
             self.heads.append(nn.Conv2d(channel, channel, 1))

@@ -16,8 +16,8 @@ class DeepFeatureEmbedding(nn.Module):
 
     The paper (arXiv 2402.00448) describes a bottleneck that fuses multi-scale semantic information and lets
     the students interact; its layers are not published. Reconstruction: every map is brought to the coarsest
-    grid by stride-2 convolutions, all are concatenated, mixed by a 1x1 convolution and compressed by residual
-    blocks to half the coarsest resolution.
+    grid by stride-2 convolutions, all are concatenated, mixed by a 1x1 convolution and compressed by a residual
+    block to half the coarsest resolution.
 
     Args:
         channels: Channels of the maps, finest first.
@@ -42,10 +42,7 @@ class DeepFeatureEmbedding(nn.Module):
             nn.BatchNorm2d(channels[-1]),
             nn.ReLU(inplace=True),
         )
-        self.compress = nn.Sequential(
-            ResidualBlock(channels[-1], channels[-1], down=2),
-            ResidualBlock(channels[-1], channels[-1]),
-        )
+        self.compress = ResidualBlock(channels[-1], channels[-1], down=2)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embed maps given finest first."""

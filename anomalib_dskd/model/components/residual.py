@@ -14,7 +14,9 @@ MAX_WIDTH = 256
 class ResidualBlock(nn.Module):
     """ResNet's basic block, usable in both directions of a pyramid.
 
-    ``out = relu(shortcut(x) + conv(relu(resample(x))))`` with batch norm after each convolution.
+    ``out = relu(shortcut(x) + second(relu(first(x))))`` with batch norm after each convolution. Downwards it is the
+    first that changes the resolution, upwards, in inverted order, the second: the 3x3 convolution is always on the
+    coarser grid, where it costs a quarter.
 
     Args:
         in_channels: Channels of the input map.
@@ -31,16 +33,16 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, down: int = 1, up: int = 1) -> None:
         super().__init__()
         width = min(out_channels, MAX_WIDTH)
-        resample = (
-            nn.ConvTranspose2d(in_channels, width, up, stride=up, bias=False)
+        second = (
+            nn.ConvTranspose2d(width, out_channels, up, stride=up, bias=False)
             if up > 1
-            else nn.Conv2d(in_channels, width, 3, stride=down, padding=1, bias=False)
+            else nn.Conv2d(width, out_channels, 3, padding=1, bias=False)
         )
         self.branch = nn.Sequential(
-            resample,
+            nn.Conv2d(in_channels, width, 3, stride=down, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, out_channels, 3, padding=1, bias=False),
+            second,
             nn.BatchNorm2d(out_channels),
         )
         self.shortcut = nn.Sequential()
