@@ -5,7 +5,7 @@
 
 Value ranges come from every second training image, the differences from the others; no test image is seen. One factor
 has been taken off the scores, so what is printed is what no threshold can make good: the standard deviation and the
-largest of the scores' relative differences. The Gaussian of the maps, of the input's height, is in float32 anyway.
+largest of the scores' relative differences. The Gaussian of the maps, on the finest grid, is in float32 anyway.
 
 python examples/int8_sensitivity.py --ckpt model.ckpt --images DATA/train/good
 """

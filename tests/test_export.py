@@ -183,6 +183,28 @@ def test_int8_bundle(small_checkpoint, small_bundle, int8_bundle, mvtec_root, ca
     assert capsys.readouterr().out.startswith("8 images: largest relative difference")
 
 
+def test_int8_clips_nothing_that_it_was_shown(int8_bundle, mvtec_root):
+    graph = ov.Core().read_model(int8_bundle / "model.xml")
+    ranges = [
+        operation
+        for operation in graph.get_ops()
+        if operation.get_type_name() == "FakeQuantize" and not is_constant(operation.input_value(0).get_node())
+    ]
+    highest = np.array([operation.input_value(2).get_node().data.max() for operation in ranges])
+    added = [output.get_index() for output in graph.add_outputs([operation.input_value(0) for operation in ranges])]
+    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    outputs = compiled.outputs[-len(added) :]
+    for path in find_images(mvtec_root / "stripes/train/good"):
+        found = compiled(inspector.decode(path.read_bytes(), MAX_PIXELS)[None])
+        reached = np.array([found[output].max() for output in outputs])
+        assert (reached < 1.05 * highest).all()
+
+
+def is_constant(node: ov.Node) -> bool:
+    """Tell whether a node depends on no input, as weights do on the way to their rounding."""
+    return node.get_type_name() != "Parameter" and all(is_constant(value.get_node()) for value in node.input_values())
+
+
 def test_int8_keeps_the_scale_of_normal_scores(small_checkpoint, small_bundle, int8_bundle, mvtec_root):
     """Rounding makes students and teacher differ on every image; that is taken off scores and maps again."""
     exact, rounded = (

@@ -376,7 +376,9 @@ def test_checkpoint_is_all_that_is_needed(tmp_path, data):
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(image).anomaly_map, trained.eval()(image).anomaly_map)
 
-    checkpoint = torch.load(path, weights_only=True)
+
+def test_checkpoint_of_other_networks_is_refused(tmp_path, small_checkpoint):
+    checkpoint = torch.load(small_checkpoint, weights_only=True)
     del checkpoint["hyper_parameters"]["decoder_blocks"]
     torch.save(checkpoint, tmp_path / "old.ckpt")
     with pytest.raises(DskdError, match="says nothing of decoder_blocks"):

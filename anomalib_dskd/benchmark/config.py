@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from anomalib_dskd.errors import DskdError
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)

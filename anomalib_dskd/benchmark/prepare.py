@@ -125,7 +125,7 @@ def prepare_model(cell: Cell) -> PreparedModel:
     A model that has an argument ``backbone`` gets the teacher's name and, where it asks timm for pre-trained weights,
     the teacher's file; its layers, where it names those of a ResNet, become those of the same strides. Images are
     resized and normalised alike for all models that take the teacher. A model that has a seed of its own, as Dskd,
-    gets the cell's.
+    gets the cell's, unless its arguments give one.
 
     Args:
         cell: The cell.

@@ -17,10 +17,12 @@ def load_checkpoint(ckpt: Path) -> Dskd:
         ckpt: Checkpoint that anomalib wrote.
 
     Raises:
-        DskdError: If the file is missing, damaged, or another model's.
+        DskdError: If the file is missing, damaged, or another model's or version's.
     """
     try:
         return Dskd.load_from_checkpoint(ckpt, map_location="cpu").eval()
+    except DskdError as error:
+        msg = f"{ckpt}: {error}"
     except FileNotFoundError:
         msg = f"{ckpt} does not exist: give the model.ckpt of a training, as in results/Dskd/.../model.ckpt."
     except (RuntimeError, OSError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:

@@ -9,7 +9,6 @@ from pathlib import Path
 import nncf
 import numpy as np
 import openvino as ov
-from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
@@ -29,7 +28,7 @@ UNTOUCHED = (
     r".*anomaly_map_generator.*",
 )
 # the widest that were seen; by default NNCF takes the mean over images, which clips half of them, and defects more
-RANGES = AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
+RANGES = nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
 IMAGE_SCORE = "__module.model.image_score/"
 DEVIATIONS = f"{IMAGE_SCORE}aten::stack/Concat"
 """Operation of the converted graph that gives the image score's two deviations, of shape ``(2, B)``."""

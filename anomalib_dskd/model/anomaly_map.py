@@ -74,7 +74,8 @@ class AnomalyMapGenerator(nn.Module):
         bfloat16 would leave 50 grey levels.
         """
         with torch.autocast(maps.device.type, enabled=False):
-            return _upsample(maps.float() if self.blur is None else self.blur(maps.float()), image_size)
+            maps = maps.float()
+            return _upsample(maps if self.blur is None else self.blur(maps), image_size)
 
     def fuse_students(self, maps: Iterable[torch.Tensor]) -> torch.Tensor:
         """Fuse the students' maps, all of one shape, into one map of that shape."""
@@ -88,11 +89,11 @@ def _fuse(fusion: str, maps: Iterable[torch.Tensor]) -> torch.Tensor:
 def _upsample(maps: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
     """Bring maps ``(B, 1, h, w)`` to the image's size, bilinearly.
 
-    As products with what interpolation makes of the locations of each axis, which an export keeps as constants: in
-    OpenVINO several times faster than its interpolation of one channel.
+    As two matrix products: a row of a matrix is what interpolation makes of one location of an axis. An export keeps
+    the matrices as constants, and OpenVINO is several times faster at it than at interpolating one channel.
     """
     rows, columns = (
-        resize_to(torch.eye(locations, device=maps.device)[None, None], torch.Size((locations, pixels)))[0, 0]
+        resize_to(torch.eye(locations).to(maps)[None, None], torch.Size((locations, pixels)))[0, 0]
         for locations, pixels in zip(maps.shape[-2:], image_size, strict=True)
     )
     return rows.T @ maps @ columns

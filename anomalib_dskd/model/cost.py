@@ -119,7 +119,13 @@ class _Reads(TorchDispatchMode):
         return tensor.untyped_storage().data_ptr() in self.storages
 
 
-def main(backbone: str = "resnet18", image_size: int = 256, students: str = "both", embedding: bool = True) -> None:
+def main(
+    backbone: str = "resnet18",
+    image_size: int = 256,
+    students: str = "both",
+    embedding: bool = True,
+    decoder_blocks: int = 1,
+) -> None:
     """Print the cost of each part.
 
     Args:
@@ -127,8 +133,10 @@ def main(backbone: str = "resnet18", image_size: int = 256, students: str = "bot
         image_size: Height and width of the input in pixels.
         students: ``both``, ``encoder`` or ``decoder``.
         embedding: Whether the decoder reads the embedding of all scales.
+        decoder_blocks: Residual blocks in each of the decoder's stages.
     """
-    costs = part_costs(DskdModel(backbone, students=students, embedding=embedding), image_size)
+    model = DskdModel(backbone, students=students, embedding=embedding, decoder_blocks=decoder_blocks)
+    costs = part_costs(model, image_size)
     total = Cost(sum(cost.parameters for cost in costs.values()), sum(cost.gmacs for cost in costs.values()))
     table = Table("part", "parameters (M)", "GMACs", title=f"{backbone}, {image_size}x{image_size}, without fusion")
     for part, cost in {**costs, "total": total}.items():

@@ -107,8 +107,8 @@ class Dskd(AnomalibModule):
             ratio is not kept: give both numbers for parts that are far from square. Defaults to ``256``.
         students: ``"both"``, ``"encoder"`` or ``"decoder"``. Defaults to ``"both"``.
         embedding: Whether the decoder reads the embedding of all scales or the encoder's coarsest map.
-        decoder_blocks: Residual blocks in each of the decoder's stages; ``2`` makes it as large as the encoder, as the
-            paper has it. Defaults to ``1``.
+        decoder_blocks: Residual blocks in each of the decoder's stages; with ``2`` it is about as large as the encoder,
+            as the paper asks. Defaults to ``1``.
         interaction: ``"gradient"`` or ``"stop_gradient"`` from the decoder into the encoder.
         distance: ``"mahalanobis"``, where what the students miss of normal images counts less, or ``"cosine"``, in the
             anomaly map; training is by the latter.
@@ -516,7 +516,7 @@ class Dskd(AnomalibModule):
         """Become the model that was saved, whatever arguments this one was built with.
 
         Raises:
-            DskdError: If another model was saved, or by a version that had other arguments, and networks.
+            DskdError: If another model was saved, or this one by a version that built other networks.
         """
         if self._is_test_after_resume():
             rank_zero_info("Tested are the weights just trained, not those that training was resumed from.")
@@ -527,8 +527,8 @@ class Dskd(AnomalibModule):
         saved = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
         if missing := [name for name in SAVED_ARGUMENTS if name not in saved]:
             msg = (
-                f"The checkpoint says nothing of {', '.join(missing)}: it is no checkpoint of Dskd, or of a version "
-                "that built its networks otherwise. Train again, or install the version that wrote it."
+                f"The checkpoint says nothing of {', '.join(missing)}: it is no checkpoint of Dskd, or one of a "
+                "version that built its networks otherwise. Train again, or install the version that wrote it."
             )
             raise DskdError(msg)
         differing = [name for name in SAVED_ARGUMENTS if saved[name] != self.hparams[name]]

@@ -40,8 +40,8 @@ class DskdModel(nn.Module):
             then reads the teacher, as in reverse distillation. Defaults to ``"both"``.
         embedding: Whether the decoder reads the embedding of all scales; ``False`` hands it the encoder's
             coarsest map as it is. Defaults to ``True``.
-        decoder_blocks: Residual blocks in each of the decoder's stages; with ``2``, as ResNet-18 has, it is of the
-            encoder's size, and with ``1`` of half that. Defaults to ``1``.
+        decoder_blocks: Residual blocks in each of the decoder's stages; with ``2`` it is about as large as ResNet-18
+            as encoder, with ``1`` half as large. Defaults to ``1``.
         interaction: ``"gradient"`` lets the decoder's loss train the encoder through the embedding,
             ``"stop_gradient"`` does not. Defaults to ``"gradient"``.
         distance: What of the students' misses the anomaly map shows: ``"mahalanobis"`` counts them by what is usual on

@@ -15,9 +15,9 @@ class StudentDecoder(nn.Module):
     """Rebuild the teacher's maps from the embedding, coarsest first.
 
     The paper calls it a student "of the same scale but inverted structure". Reconstruction: one stage for each
-    of the teacher's, in reverse order, each an upsampling residual block and, where it has two blocks as ResNet-18's
-    have, a plain one; a 1x1 convolution reads the map off each stage, since many teachers' maps (EfficientNet,
-    ConvNeXt) take negative values and a residual block's output does not.
+    of the teacher's, in reverse order, each an upsampling residual block and ``blocks - 1`` plain ones (ResNet-18
+    has two blocks a stage); a 1x1 convolution reads the map off each stage, since many teachers' maps
+    (EfficientNet, ConvNeXt) take negative values and a residual block's output does not.
 
     Args:
         in_channels: Channels of the embedding.

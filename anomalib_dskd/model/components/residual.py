@@ -14,16 +14,16 @@ MAX_WIDTH = 256
 class ResidualBlock(nn.Module):
     """ResNet's basic block, usable in both directions of a pyramid.
 
-    ``out = relu(shortcut(x) + second(relu(first(x))))`` with batch norm after each convolution. Downwards it is the
-    first that changes the resolution, upwards, in inverted order, the second: the 3x3 convolution is always on the
-    coarser grid, where it costs a quarter.
+    ``out = relu(shortcut(x) + second(relu(first(x))))`` with batch norm after each convolution. Downwards the
+    first changes the resolution, upwards, in inverted order, the second: 3x3 convolutions stay on the coarser grid,
+    where at factor 2 they cost a quarter.
 
     Args:
         in_channels: Channels of the input map.
         out_channels: Channels of the output map.
         down: Factor by which height and width shrink, by a strided 3x3 convolution. Defaults to ``1``.
         up: Factor by which height and width grow, by a transposed convolution whose kernel is as large as its
-            stride, so that no two of its outputs overlap and no checkerboard appears. Defaults to ``1``.
+            stride, so that no two of its outputs overlap: overlaps would leave a checkerboard. Defaults to ``1``.
 
     Shape:
         ``(B, in_channels, H, W)`` to ``(B, out_channels, H * up, W * up)`` or
