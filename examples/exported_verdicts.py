@@ -125,7 +125,7 @@ if __name__ == "__main__":
 # Prints:
 # 592 images, 392 of them defective; 2 threads
 #                          AUROC     AUPRO  flips  at 100  median ms  p99 ms  times faster than bundle f32
-# checkpoint              0.8308    0.7473      0       0      144.4   444.4     0.79
-# bundle f32              0.8308    0.7473      0       0      117.6   369.5     1.00
-# bundle int8             0.8327    0.7453      0     359       43.4   218.8     2.69
-# OpenVINOInferencer      0.8306    0.7474      0     144       71.4   195.4     1.69
+# checkpoint              0.8329    0.7473      0       0      101.1   133.7     0.50
+# bundle f32              0.8329    0.7473      0       0       49.0    87.0     1.00
+# bundle int8             0.8327    0.7458      0     314       20.9    32.8     2.35
+# OpenVINOInferencer      0.8338    0.7472      0     133       32.1    53.8     1.53
