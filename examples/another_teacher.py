@@ -48,4 +48,4 @@ if __name__ == "__main__":
     auto_cli(main, as_positional=False)
 
 # Prints:
-# tf_efficientnet_lite0: 2.5 M parameters, 0.52 GMACs, image AUROC 0.642
+# tf_efficientnet_lite0: 2.0 M parameters, 0.41 GMACs, image AUROC 0.923
