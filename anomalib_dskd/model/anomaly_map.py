@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 
 import torch
-from anomalib.models.components.filters.blur import compute_kernel_size
-from kornia.filters import get_gaussian_kernel1d
+from anomalib.models.components.filters.blur import GaussianBlur2d, compute_kernel_size
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -38,14 +37,14 @@ class AnomalyMapGenerator(nn.Module):
             Defaults to ``1.0``, at stride 4 the 4 pixels of reverse distillation.
     """
 
-    kernel: torch.Tensor
-
     def __init__(self, scale_fusion: str = "sum", student_fusion: str = "sum", smoothing: float = 1.0) -> None:
         super().__init__()
         self.scale_fusion = check_choice("scale_fusion", scale_fusion, FUSIONS)
         self.student_fusion = check_choice("student_fusion", student_fusion, FUSIONS)
-        kernel = get_gaussian_kernel1d(compute_kernel_size(smoothing), smoothing)[0] if smoothing > 0 else torch.ones(1)
-        self.register_buffer("kernel", kernel, persistent=False)
+        self.kernel = [1.0]
+        if smoothing > 0:
+            along_rows = GaussianBlur2d(smoothing, kernel_size=(1, compute_kernel_size(smoothing)))
+            self.kernel = along_rows.kernel.flatten().tolist()
 
     def student_maps(self, distances: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Fuse the scales of each student.
