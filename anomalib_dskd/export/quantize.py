@@ -41,8 +41,9 @@ def quantize(
     """Quantise the networks of a graph after training.
 
     Resize, distances and maps stay in float32, and so do the convolutions that read the image: an image brighter
-    than those that the value ranges were taken from would be clipped there, at the root of teacher and students; of all
-    layers they cost most (``examples/int8_sensitivity.py``). What rounding adds to the distances of normal images is
+    than those that the value ranges were taken from would be clipped there, at the root of teacher and students, and
+    with a range that holds all images the rounding of their weights is still felt most; of all layers they cost most
+    (``examples/int8_sensitivity.py``). What rounding adds to the distances of normal images is
     taken off again, so that the thresholds of the checkpoint stay right: by one factor on the maps, and in the score by
     giving what stands out the mean and deviation back that it had on these images, and what is unusual as a whole the
     mean.
