@@ -4,6 +4,7 @@
 """Training through anomalib's engine: length, selection, seed, precision, reload."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -339,6 +340,17 @@ def test_bf16_trains_and_predicts_in_float32_maps(tmp_path, data):
     (prediction, *_) = runner.predict(model, datamodule=data())
     assert prediction.anomaly_map.dtype == torch.float32
     assert prediction.anomaly_map.unique().numel() > 1000, "a bfloat16 map has far fewer values"
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_bf16_that_the_cpu_emulates_is_warned_of(tmp_path, data, monkeypatch, capability, warned):
+    """40 times as slow without a word would look like a hang."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    runner = engine(tmp_path, precision="bf16-mixed", max_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runner.fit(dskd(), datamodule=data())
+    assert any("emulated" in str(each.message) for each in caught) == warned
 
 
 def test_channels_last_changes_nothing_but_time():

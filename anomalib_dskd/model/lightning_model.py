@@ -26,7 +26,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import seed_everything
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg
@@ -64,6 +64,11 @@ NO_WORKERS = (
     f"num_workers={ANOMALIB_DEFAULT_WORKERS} (anomalib's default): on the CPU images are loaded in the training "
     "process instead, up to twice as fast. For workers all the same, give another number."
 )
+SLOW_BF16 = (
+    "precision={precision!r} on a CPU without AVX-512 is emulated and takes some 40 times as long as 32-true: "
+    "train with --trainer.precision 32-true."
+)
+NO_BF16 = {"NO AVX", "AVX2"}  # as torch calls x86 CPUs without AVX-512
 SPLIT_SEED = 0
 SUBSETS = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",)}
 DEFAULT_FOLDER = ("weights", "lightning")
@@ -395,6 +400,8 @@ class Dskd(AnomalibModule):
             # workers forked every epoch have each step after copy the process's memory page by page
             trainer.datamodule.num_workers = 0
             rank_zero_info(NO_WORKERS)
+        if on_cpu and str(trainer.precision).startswith("bf16") and torch.backends.cpu.get_cpu_capability() in NO_BF16:
+            rank_zero_warn(SLOW_BF16.format(precision=trainer.precision))
         only_ours = len(trainer.checkpoint_callbacks) == 1 and _is_anomalib_default(trainer.checkpoint_callbacks[0])
         self._owns_schedule = (
             self._owns_budget
