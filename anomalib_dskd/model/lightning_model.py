@@ -395,13 +395,8 @@ class Dskd(AnomalibModule):
             trainer.fit_loop.epoch_loop.max_steps = self.hparams.training_steps
         if trainer.num_sanity_val_steps == LIGHTNING_DEFAULT_SANITY_STEPS:
             trainer.num_sanity_val_steps = 0
-        on_cpu = trainer.strategy.root_device.type == "cpu"
-        if on_cpu and getattr(trainer.datamodule, "num_workers", None) == ANOMALIB_DEFAULT_WORKERS:
-            # workers forked every epoch have each step after copy the process's memory page by page
-            trainer.datamodule.num_workers = 0
-            rank_zero_info(NO_WORKERS)
-        if on_cpu and str(trainer.precision).startswith("bf16") and torch.backends.cpu.get_cpu_capability() in NO_BF16:
-            rank_zero_warn(SLOW_BF16.format(precision=trainer.precision))
+        if trainer.strategy.root_device.type == "cpu":
+            self._suit_the_cpu()
         only_ours = len(trainer.checkpoint_callbacks) == 1 and _is_anomalib_default(trainer.checkpoint_callbacks[0])
         self._owns_schedule = (
             self._owns_budget
@@ -415,6 +410,16 @@ class Dskd(AnomalibModule):
             rank_zero_info(TEST_IMAGES_IN_VALIDATION[split])
         if only_ours and split in OWN_VALIDATION:
             trainer.checkpoint_callbacks[0].monitor = "val_loss"
+
+    def _suit_the_cpu(self) -> None:
+        """Load images in the training process, and warn of a precision that the CPU has to emulate."""
+        trainer = self.trainer
+        if getattr(trainer.datamodule, "num_workers", None) == ANOMALIB_DEFAULT_WORKERS:
+            # workers forked every epoch have each step after copy the process's memory page by page
+            trainer.datamodule.num_workers = 0
+            rank_zero_info(NO_WORKERS)
+        if str(trainer.precision).startswith("bf16") and torch.backends.cpu.get_cpu_capability() in NO_BF16:
+            rank_zero_warn(SLOW_BF16.format(precision=trainer.precision))
 
     def _check_images(self, subsets: Sequence[str]) -> None:
         datasets: dict[str, Any] = {name: getattr(self.trainer.datamodule, f"{name}_data", None) for name in subsets}
