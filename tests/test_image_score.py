@@ -146,7 +146,7 @@ def test_score_is_what_stands_out_and_what_is_unusual():
     maps, features = normal[:2] ** 3, feature_maps()
     stands_out = (map_contrast(maps) - score.contrast) / max(float(score.contrast_variance) ** 0.5, LEAST_SPREAD)
     unusual = score.whole_image(features).double()
-    expected = torch.log(1 + stands_out.double().exp() * (1 + unusual.exp()))
+    expected = torch.log(1 + (stands_out.double() + unusual).exp())
     torch.testing.assert_close(score(maps, features).double(), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -21,11 +21,11 @@ class ImageScore(nn.Module):
     image as well. So half of the level is taken off, on a logarithmic scale: :math:`c = \log (\max m / \sqrt{\bar m})`.
     What is unusual all over is told apart by :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual
     that is. Both are counted in standard deviations from their means over normal images, :math:`z_c` and :math:`z_w`,
-    and with :math:`\operatorname{softplus} z = \log (1 + e^z)` the score is
+    and the score is their sum, on a scale without negative numbers:
 
-    .. math:: \operatorname{softplus} (z_c + \operatorname{softplus} z_w)
+    .. math:: \operatorname{softplus} (z_c + z_w) = \log (1 + e^{z_c + z_w})
 
-    Two witnesses say more than one, and where the image as a whole is as usual as any, its noise hardly counts.
+    Two witnesses say more than one, and an image like many that were trained on has the benefit of the doubt.
 
     Args:
         channels: Channels of the teacher's maps, finest first.
@@ -57,13 +57,13 @@ class ImageScore(nn.Module):
             teacher: The teacher's maps, ``(B, C, h, w)`` each, finest first.
 
         Returns:
-            Scores of shape ``(B,)``, not negative; about 1 for a normal image.
+            Scores of shape ``(B,)``, not negative; about 1 where both are as usual.
         """
         # its logarithm is not told more exactly than to a twentieth; one image alone has no deviation
         stands_out = (map_contrast(maps) - self.contrast) / self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
         unusual = self.whole_image(teacher)
         stands_out, unusual = torch.stack([stands_out, unusual]).unbind()  # one operation for the export to correct
-        return F.softplus(stands_out + F.softplus(unusual))
+        return F.softplus(stands_out + unusual)
 
 
 def map_contrast(maps: torch.Tensor) -> torch.Tensor:
