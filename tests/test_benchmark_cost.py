@@ -271,10 +271,7 @@ def test_every_engine_and_batch_is_timed(measured, model):
 @pytest.mark.parametrize("model", ["Dskd", "Patchcore"])
 def test_engines_say_what_torch_says(measured, model):
     rows, _ = measured
-    cpuinfo = Path("/proc/cpuinfo")
-    vnni = cpuinfo.is_file() and {"avx512_vnni", "avx_vnni"} & set(cpuinfo.read_text().split())
-    # INT8 of all operations of a small random network: 0.24 on a CPU with AVX2 alone
-    limits = {("torch", "f32"): 0.0, ("openvino", "f32"): 1e-5, ("openvino", "int8"): 0.1 if vnni else 0.4}
+    limits = {("torch", "f32"): 0.0, ("openvino", "f32"): 1e-5}
     for engine, precision in expected_engines():
         for batch in (1, 3):
             error = rows[model, engine, precision, batch]["map_error"]

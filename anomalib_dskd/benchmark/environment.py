@@ -52,6 +52,14 @@ def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def has_vnni() -> bool:
+    """Tell whether the CPU adds up products of 8-bit numbers in 32 bits, so that they cannot overflow.
+
+    The answer is Linux's; elsewhere ``False``.
+    """
+    return bool({"avx512_vnni", "avx_vnni"} & set(_cpu_info("flags").split()))
+
+
 def _cpu_name() -> str:
     return _cpu_info("model name") or platform.processor() or platform.machine()
 

@@ -22,6 +22,8 @@ from anomalib.models import AnomalibModule
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model.cost import evaluating
 
+from .environment import has_vnni
+
 logger = logging.getLogger(__name__)
 
 MB = 1e6
@@ -148,6 +150,7 @@ def _save_f16(path: Path, target: Path) -> None:
 def _save_int8(calibration: np.ndarray | None, path: Path, target: Path) -> None:
     import nncf  # noqa: PLC0415
     import openvino  # noqa: PLC0415
+    from nncf.quantization.advanced_parameters import OverflowFix  # noqa: PLC0415
 
     if calibration is None or len(calibration) == 0:
         msg = "There are no images to calibrate INT8 on: give normal training images."
@@ -157,7 +160,14 @@ def _save_int8(calibration: np.ndarray | None, path: Path, target: Path) -> None
     batch = 1 if size.is_dynamic else size.get_length()
     images = calibration[:CALIBRATION_IMAGES]
     batches = [np.take(images, range(start, start + batch), 0, mode="wrap") for start in range(0, len(images), batch)]
-    quantised = nncf.quantize(graph, nncf.Dataset(batches), subset_size=len(batches))
+    # without VNNI sums of two products are kept in 16 bits; by default NNCF spares the first layer alone
+    fix = None if has_vnni() else OverflowFix.ENABLE
+    quantised = nncf.quantize(
+        graph,
+        nncf.Dataset(batches),
+        subset_size=len(batches),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
+    )
     openvino.save_model(quantised, target, compress_to_fp16=False)
     _try(target)
 
