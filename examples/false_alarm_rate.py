@@ -29,9 +29,11 @@ from anomalib_dskd.model.threshold import false_alarm_threshold
 DIVISIONS = 1000
 
 
-def raw_scores(model: Dskd, loader: DataLoader) -> pd.DataFrame:
+def raw_scores(model: Dskd, loader: DataLoader, held_out: bool) -> pd.DataFrame:
     """Predict images; return the highest raw score and the label of each part."""
     model.visualizer = None
+    network = model.model
+    network.predict = lambda *arguments: type(network).predict(network, *arguments[:3], held_out=held_out)
     batches = Engine(accelerator="cpu").predict(model, dataloaders=loader)
     samples = loader.dataset.samples
     table = pd.DataFrame({"part": samples.get("part", samples.image_path)})
@@ -58,10 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
     config.data.setup()
     for data in (config.data.val_data, config.data.test_data):
         data.augmentations = model.pre_processor.transform.transforms[0]  # the resize
-    held_out = raw_scores(model, config.data.val_dataloader())
+    held_out = raw_scores(model, config.data.val_dataloader(), held_out=True)
     if held_out.defective.any():
         sys.exit("The validation images are not all normal: give --data.val_split_mode from_train.")
-    test = raw_scores(model, config.data.test_dataloader())
+    test = raw_scores(model, config.data.test_dataloader(), held_out=False)
     normal, defective = test.score[~test.defective], test.score[test.defective]
     print(f"{len(held_out)} held-out normal parts, {len(normal)} normal and {len(defective)} defective test parts")
     print("asked   threshold  alarms on normal test parts     defects found   mean of 1000 divisions")

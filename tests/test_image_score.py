@@ -84,6 +84,20 @@ def test_forward_is_the_formula():
     torch.testing.assert_close(whole(maps).double(), (expected - whole.usual) / whole.spread, rtol=1e-3, atol=1e-3)
 
 
+def test_held_out_images_are_learned_from_and_as_new_as_others_for_their_threshold():
+    whole = WholeImage(CHANNELS, STRIDES)
+    samples, parts = descriptors(100)
+    held_out = torch.arange(100) >= 80
+    whole.learn(samples, parts, held_out)
+    maps = feature_maps()
+    for is_held_out, learned in ((False, samples), (True, samples[:80])):
+        expected = (torch.from_numpy(distances(whole.describe(maps), learned)) - whole.usual) / whole.spread
+        torch.testing.assert_close(whole(maps, is_held_out).double(), expected, rtol=1e-3, atol=1e-3)
+    alone = WholeImage(CHANNELS, STRIDES)
+    alone.learn(samples, parts)
+    assert torch.equal(alone(maps), alone(maps, held_out=True)), "none is held out"
+
+
 def test_descriptor_is_mean_and_largest_window_of_32_pixels():
     """Any window, at steps of 16 pixels, at either scale."""
     whole = WholeImage(CHANNELS, STRIDES)
@@ -193,6 +207,22 @@ def test_training_learns_from_each_training_image_once(tmp_path, mvtec_root):
     torch.testing.assert_close(score.whole_image.usual, expected.usual, rtol=1e-2, atol=0)
     loaded = Dskd.load_from_checkpoint(engine.best_model_path)
     assert torch.equal(loaded.model.image_score.whole_image.weight, score.whole_image.weight)
+
+
+def test_threshold_is_of_held_out_images_as_if_they_were_new(tmp_path, mvtec_root):
+    """They are learned from, the test images of ``same_as_test`` are not."""
+    looked_at = {}
+    for split in ("from_train", "same_as_test"):
+        model = Dskd(teacher_weights="random", image_size=64, training_steps=2, visualizer=False)
+        engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False)
+        data = MVTecAD(mvtec_root, "stripes", num_workers=0, val_split_mode=split, val_split_ratio=0.25, seed=0)
+        engine.fit(model, datamodule=data)
+        looked_at[split] = model.model.image_score.whole_image
+    whole = looked_at["from_train"]
+    torch.testing.assert_close(whole.mean, looked_at["same_as_test"].mean)
+    assert not torch.allclose(whole.mean, whole.mean_without_held_out)
+    same = looked_at["same_as_test"]
+    assert torch.equal(same.mean, same.mean_without_held_out)
 
 
 def fitted(tmp_path, loader: DataLoader, **arguments) -> DskdModel:

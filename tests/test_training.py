@@ -25,6 +25,7 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model.batch import DskdBatch
 from anomalib_dskd.model.lightning_model import one_cycle
 from anomalib_dskd.model.threshold import false_alarm_threshold
+from anomalib_dskd.model.torch_model import DskdModel
 
 
 @pytest.fixture
@@ -88,6 +89,7 @@ def test_threshold_is_that_of_the_held_out_normal_images(tmp_path, data):
     runner = engine(tmp_path)
     runner.fit(model, datamodule=datamodule)
     held_out = DataLoader(datamodule.val_data, batch_size=4, collate_fn=datamodule.val_data.collate_fn)
+    model.model.predict = lambda *arguments: DskdModel.predict(model.model, *arguments[:3], held_out=True)
     scores = torch.cat([batch.raw_score for batch in runner.predict(model, dataloaders=held_out)])
     assert model.post_processor.image_threshold == pytest.approx(false_alarm_threshold(scores.numpy(), 0.2), rel=1e-5)
     assert Dskd.load_from_checkpoint(runner.best_model_path).hparams.false_alarm_rate == 0.2

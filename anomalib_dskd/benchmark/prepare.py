@@ -16,6 +16,7 @@ import anomalib.models
 import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import ValSplitMode
 from anomalib.models import AnomalibModule
 from anomalib.utils.serialization import anomalib_safe_globals
@@ -77,8 +78,8 @@ def check(cells: Iterable[Cell]) -> None:
 def prepare_data(cell: Cell) -> AnomalibDataModule:
     """Set up a cell's data, of which no test image can reach training or validation.
 
-    Validation images are normal ones held out of training; which, and which share of the rest is trained on, depends
-    neither on the model nor on its seed.
+    Validation images are normal ones held out of training; which, and which share of either is used, depends neither on
+    the model nor on its seed.
 
     Args:
         cell: The cell.
@@ -112,11 +113,15 @@ def prepare_data(cell: Cell) -> AnomalibDataModule:
     if data.val_data.has_anomalous or tested & {*data.train_data.samples.image_path, *data.val_data.samples.image_path}:
         msg = f"{class_name(spec['class_path'])} trains or validates on test images: give it another val_split_mode."
         raise DskdError(msg)
-    if cell.fraction < 1:
-        number = max(1, round(cell.fraction * len(data.train_data)))
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(data.train_data))
-        data.train_data = data.train_data.subsample(sorted(order[:number].tolist()))
+    if cell.fraction < 1:  # of those held out too, from which a model may learn what is usual
+        data.train_data, data.val_data = (_share(each, cell.fraction) for each in (data.train_data, data.val_data))
     return data
+
+
+def _share(dataset: AnomalibDataset, fraction: float) -> AnomalibDataset:
+    number = max(1, round(fraction * len(dataset)))
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(dataset))
+    return dataset.subsample(sorted(order[:number].tolist()))
 
 
 def prepare_model(cell: Cell) -> PreparedModel:

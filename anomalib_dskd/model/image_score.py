@@ -49,19 +49,20 @@ class ImageScore(nn.Module):
         follow(self.contrast, self.contrast_variance, map_contrast(maps), momentum_of(self.updates))
         self.updates += 1
 
-    def forward(self, maps: torch.Tensor, teacher: Sequence[torch.Tensor]) -> torch.Tensor:
+    def forward(self, maps: torch.Tensor, teacher: Sequence[torch.Tensor], held_out: bool = False) -> torch.Tensor:
         """Compute the score.
 
         Args:
             maps: Anomaly maps, ``(B, 1, H, W)``.
             teacher: The teacher's maps, ``(B, C, h, w)`` each, finest first.
+            held_out: Whether the images are those held out for a threshold.
 
         Returns:
             Scores of shape ``(B,)``, not negative; about 1 where both are as usual.
         """
         # its logarithm is not told more exactly than to a twentieth; one image alone has no deviation
         stands_out = (map_contrast(maps) - self.contrast) / self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
-        unusual = self.whole_image(teacher)
+        unusual = self.whole_image(teacher, held_out)
         stands_out, unusual = torch.stack([stands_out, unusual]).unbind()  # one operation for the export to correct
         return F.softplus(stands_out + unusual)
 

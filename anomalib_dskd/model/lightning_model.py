@@ -312,7 +312,7 @@ class Dskd(AnomalibModule):
             normal_distances = {student: [scale[normal] for scale in scales] for student, scales in distances.items()}
             self.val_loss.update(self.loss(normal_distances), normal.sum())
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=batch.batch_size)
-        return self._update(batch, features)
+        return self._update(batch, features, held_out=True)
 
     def test_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Predict a batch, with each student's map."""
@@ -324,10 +324,14 @@ class Dskd(AnomalibModule):
         return self.test_step(batch, *args, **kwargs)
 
     def _update(
-        self, batch: DskdBatch, features: tuple[Maps, dict[str, Maps]], with_students: bool = False
+        self,
+        batch: DskdBatch,
+        features: tuple[Maps, dict[str, Maps]],
+        with_students: bool = False,
+        held_out: bool = False,
     ) -> DskdBatch:
         anomalies, size = self.model.anomalies(*features), batch.image.shape[-2:]
-        batch.update(**self.model.predict(features[0], anomalies, size)._asdict())
+        batch.update(**self.model.predict(features[0], anomalies, size, held_out)._asdict())
         if with_students:
             maps = self.model.student_maps(anomalies, size)
             batch.update(**{f"{student}_map": student_map.squeeze(1) for student, student_map in maps.items()})
@@ -451,7 +455,7 @@ class Dskd(AnomalibModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Resolve the teacher, unless it came with a checkpoint, and show it the training images."""
+        """Resolve the teacher, unless it came with a checkpoint, and show it the normal images."""
         if not self._has_teacher:
             load_teacher(self.model.teacher, self.hparams.backbone, self.hparams.teacher_weights)
             self._has_teacher = True
@@ -459,17 +463,19 @@ class Dskd(AnomalibModule):
             self._learn_whole_images(self.model.image_score.whole_image)
 
     def _learn_whole_images(self, whole_image: WholeImage) -> None:
-        """Show the teacher each training image once."""
+        """Show the teacher each normal image once, those held out for the threshold too."""
         descriptors: list[torch.Tensor] = []
         parts: list[int | str] = []
+        held_out: list[bool] = []
         transform = None if self.pre_processor is None else self.pre_processor.transform
-        for images, paths in normal_images(self.trainer):
+        for images, paths, is_held_out in normal_images(self.trainer):
             normalised = images.to(self.device) if transform is None else transform(images.to(self.device))
             descriptors.append(whole_image.describe(self.model.teacher(normalised)))
             parts += [len(parts) + i if path is None else self._parts.get(path, path) for i, path in enumerate(paths)]
+            held_out += [is_held_out] * len(paths)
         if descriptors:
             numbers, _ = pd.factorize(np.array(parts, dtype=object))
-            whole_image.learn(torch.cat(descriptors), torch.from_numpy(numbers))
+            whole_image.learn(torch.cat(descriptors), torch.from_numpy(numbers), torch.tensor(held_out))
 
     def on_train_start(self) -> None:
         """Validate a few times only: an epoch of a small data set is two steps long."""

@@ -201,14 +201,18 @@ class DskdModel(nn.Module):
         maps = self.anomaly_map_generator.student_maps(anomalies)
         return {student: self.anomaly_map_generator.finish(each, image_size) for student, each in maps.items()}
 
-    def predict(self, teacher: Maps, anomalies: Mapping[str, Maps], image_size: torch.Size) -> InferenceBatch:
+    def predict(
+        self, teacher: Maps, anomalies: Mapping[str, Maps], image_size: torch.Size, held_out: bool = False
+    ) -> InferenceBatch:
         """Turn anomalies into the anomaly map ``(B, 1, H, W)`` and the image score ``(B,)``.
 
         Args:
             teacher: The teacher's maps, see :meth:`features`.
             anomalies: See :meth:`anomalies`.
             image_size: Height and width of the network's input.
+            held_out: Whether the images are those held out for a threshold.
         """
         maps = self.anomaly_map_generator(anomalies, image_size)
-        score = maps.amax(dim=(-3, -2, -1)) if self.image_score is None else self.image_score(maps, teacher)
-        return InferenceBatch(pred_score=score, anomaly_map=maps)
+        score = self.image_score
+        found = maps.amax(dim=(-3, -2, -1)) if score is None else score(maps, teacher, held_out)
+        return InferenceBatch(pred_score=found, anomaly_map=maps)

@@ -36,6 +36,9 @@ class WholeImage(nn.Module):
     of the distances of each half of the parts to the other half's Gaussian. It knows less than that of all, so that
     they are rather too large: parts made tomorrow differ more from those trained on than these do from one another.
 
+    Normal images that were held out for a threshold are taken into :math:`\mu` and :math:`S` too. For the threshold
+    itself they have to be as new as a line's, so that a second Gaussian, of the other images alone, is kept for it.
+
     Args:
         channels: Channels of the teacher's maps, finest first.
         strides: Their strides in input pixels.
@@ -43,6 +46,8 @@ class WholeImage(nn.Module):
 
     mean: torch.Tensor
     weight: torch.Tensor
+    mean_without_held_out: torch.Tensor
+    weight_without_held_out: torch.Tensor
     usual: torch.Tensor
     spread: torch.Tensor
 
@@ -50,8 +55,9 @@ class WholeImage(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         length = 2 * sum(channels)
-        self.register_buffer("mean", torch.zeros(length))
-        self.register_buffer("weight", torch.zeros(length, length))  # until it has learned all images are usual
+        for which in ("", "_without_held_out"):
+            self.register_buffer(f"mean{which}", torch.zeros(length))
+            self.register_buffer(f"weight{which}", torch.zeros(length, length))  # until it learns all images are usual
         self.register_buffer("usual", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
@@ -75,13 +81,14 @@ class WholeImage(nn.Module):
             return torch.cat(found, dim=1)
 
     @torch.no_grad()
-    def learn(self, descriptors: torch.Tensor, parts: torch.Tensor) -> None:
+    def learn(self, descriptors: torch.Tensor, parts: torch.Tensor, held_out: torch.Tensor | None = None) -> None:
         """Learn what is usual.
 
         Args:
             descriptors: Those of normal images, ``(N, D)``.
             parts: Number of the part that each image shows, ``(N,)``, at least two different ones; with fewer
                 nothing is learned.
+            held_out: Whether each image is held out for a threshold, ``(N,)``; by default none is.
         """
         numbers = parts.unique()
         if len(numbers) < 2:  # noqa: PLR2004
@@ -93,15 +100,28 @@ class WholeImage(nn.Module):
         mean, weight = _gaussian(samples)
         self.mean.copy_(mean)
         self.weight.copy_(weight)
+        if held_out is not None and held_out.any():
+            mean, weight = _gaussian(samples[~held_out.cpu()])
+        self.mean_without_held_out.copy_(mean)
+        self.weight_without_held_out.copy_(weight)
         self.usual.copy_(distances.mean())
         # of two images both distances are the same, and below 1 there is nothing but the shrinkage to be far from
         self.spread.copy_(torch.maximum(distances.std(), LEAST_SPREAD * distances.mean()).clamp_min(1))
 
-    def forward(self, teacher: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return how many standard deviations images are further than normal ones, ``(B,)``; see :meth:`describe`."""
+    def forward(self, teacher: Sequence[torch.Tensor], held_out: bool = False) -> torch.Tensor:
+        """Compute how many standard deviations images are further than normal ones.
+
+        Args:
+            teacher: See :meth:`describe`.
+            held_out: Whether the images are those held out for a threshold.
+
+        Returns:
+            Standard deviations, ``(B,)``.
+        """
         descriptors = self.describe(teacher)
+        gaussian = (self.mean_without_held_out, self.weight_without_held_out) if held_out else (self.mean, self.weight)
         with torch.autocast(descriptors.device.type, enabled=False):
-            return (_distances(descriptors, self.mean, self.weight) - self.usual) / self.spread
+            return (_distances(descriptors, *gaussian) - self.usual) / self.spread
 
 
 def _gaussian(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
