@@ -148,19 +148,22 @@ def test_images_of_one_part_alone_teach_nothing(images):
 # The score
 
 
-def test_score_is_what_stands_out_and_what_is_unusual():
-    score = ImageScore(CHANNELS, STRIDES)
+@pytest.mark.parametrize("number", [1, 2])
+def test_score_is_what_stands_out_and_what_is_unusual(number):
+    """What stands out is the mean of the maps' own."""
+    score = ImageScore(CHANNELS, STRIDES, maps=number)
     score.whole_image.learn(*descriptors(100))
-    normal = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(2)).square()
+    normal = torch.rand(200, number, 8, 8, generator=torch.Generator().manual_seed(2)).square()
+    normal[:, 1:] = normal[:, 1:].sqrt()
     for batch in normal.split(20):
         score.update(batch)
-    contrasts = np.array([np.log(each.max() / each.mean() ** 0.5) for each in normal.numpy()])
-    assert score.contrast == pytest.approx(contrasts.mean(), rel=0.02)
-    assert score.contrast_variance.sqrt() == pytest.approx(contrasts.std(), rel=0.1)
+    contrasts = np.array([[np.log(each.max() / each.mean() ** 0.5) for each in image] for image in normal.numpy()])
+    np.testing.assert_allclose(score.contrast, contrasts.mean(axis=0), rtol=0.02, atol=0.01)
+    np.testing.assert_allclose(score.contrast_variance.sqrt(), contrasts.std(axis=0), rtol=0.1)
     maps, features = normal[:2] ** 3, feature_maps()
-    stands_out = (map_contrast(maps) - score.contrast) / max(float(score.contrast_variance) ** 0.5, LEAST_SPREAD)
+    stands_out = (map_contrast(maps) - score.contrast) / score.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
     unusual = score.whole_image(features).double()
-    expected = torch.log(1 + (stands_out.double() + unusual).exp())
+    expected = torch.log(1 + (stands_out.mean(dim=1).double() + unusual).exp())
     torch.testing.assert_close(score(maps, features).double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -184,6 +187,22 @@ def test_without_it_the_score_is_the_maps_maximum():
     with torch.no_grad():
         predicted = model(torch.rand(2, 3, 64, 64))
     assert torch.equal(predicted.pred_score, predicted.anomaly_map.amax(dim=(1, 2, 3)))
+
+
+def test_wider_regions_are_in_the_score_and_not_in_the_maps():
+    """They are half as wide as the image: at 256 pixels nine blocks of 16, at 80 pixels of others five."""
+    model, images = DskdModel().eval(), torch.rand(2, 3, 256, 256)
+    with torch.no_grad():
+        before = model(images)
+        for scales in model.scale_anomalies.values():
+            for scale in scales:
+                scale.regions[1].weight *= 2
+        after = model(images)
+        anomalies = model.anomalies(*model.features(images))
+    assert torch.equal(before.anomaly_map, after.anomaly_map)
+    assert not torch.equal(before.pred_score, after.pred_score)
+    assert {each.shape[1] for maps in anomalies.values() for each in maps} == {2}
+    assert {each.shape[1] for each in model.student_maps(anomalies, images.shape[-2:]).values()} == {1}
 
 
 # Training

@@ -10,7 +10,7 @@ from anomalib.models.image.stfpm.anomaly_map import AnomalyMapGenerator as Stfpm
 
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model.components import ResidualWhitening, ScaleAnomaly, feature_distance
-from anomalib_dskd.model.components.anomaly import feature_residual, region_mean
+from anomalib_dskd.model.components.anomaly import feature_residual
 from anomalib_dskd.model.components.whitening import half_squared_norm
 from anomalib_dskd.model.cost import part_costs
 from anomalib_dskd.model.loss import PyramidMatchingLoss
@@ -141,22 +141,20 @@ def test_regions_are_as_wide_at_every_scale(stride, pixels):
     teacher, student = torch.zeros(2, 1, 3, size, size)
     teacher[:, 0] = student[:, 0] = 1
     student[0, :, size // 2, size // 2] = torch.tensor([0.0, 1.0, 0.0])
-    means = region_mean(feature_residual(teacher, student), *regions_of(stride))
+    means, wide = ScaleAnomaly(3, stride, "cosine", regions=True, wide=True).region_means(
+        feature_residual(teacher, student)
+    )
     location = max(stride, 16)
-    assert means.shape[-1] == 512 // location
+    assert means.shape[-1] == wide.shape[-1] == 512 // location
+    assert ((wide[0, 1, 512 // 2 // location] != 0).sum() * location).item() == 256 + location
     assert ((means[0, 1, 512 // 2 // location] != 0).sum() * location).item() == pixels
-
-
-def regions_of(stride: int) -> tuple[int, int]:
-    anomaly = ScaleAnomaly(3, stride, "cosine", regions=True)
-    return anomaly.block, anomaly.window
 
 
 def test_regions_of_fine_maps_are_means_of_their_blocks():
     """Of 18 locations the last block holds two; the distance lies between those of blocks."""
     location, both = (ScaleAnomaly(5, 4, "cosine", regions=regions) for regions in (False, True))
     teacher, student = torch.randn(2, 1, 5, 18, 18)
-    means = region_mean(feature_residual(teacher, student), 4, 5)
+    (means,) = both.region_means(feature_residual(teacher, student))
     assert means.shape == (1, 5, 5, 5)
     residual = feature_residual(teacher, student)
     blocks = [[residual[0, :, i : i + 4, j : j + 4].mean(dim=(1, 2)) for j in range(0, 18, 4)] for i in range(0, 18, 4)]

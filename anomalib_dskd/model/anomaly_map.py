@@ -50,10 +50,10 @@ class AnomalyMapGenerator(nn.Module):
         """Fuse the scales of each student.
 
         Args:
-            distances: For each student, its distances to the teacher at each scale, ``(B, 1, h, w)``, finest first.
+            distances: For each student, its distances to the teacher at each scale, ``(B, K, h, w)``, finest first.
 
         Returns:
-            For each student its map on the finest grid, ``(B, 1, h, w)``, not smoothed.
+            For each student its map on the finest grid, ``(B, K, h, w)``, not smoothed.
         """
         return {
             student: _fuse(self.scale_fusion, (resize_to(scale, scales[0].shape[-2:]) for scale in scales))
@@ -68,12 +68,12 @@ class AnomalyMapGenerator(nn.Module):
             image_size: Height and width of the network's input.
 
         Returns:
-            The map, ``(B, 1, H, W)``.
+            The map, ``(B, K, H, W)``.
         """
         return self.finish(self.fuse_students(self.student_maps(distances).values()), image_size)
 
     def finish(self, maps: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
-        """Smooth maps ``(B, 1, h, w)`` and bring them to the image's size, in float32 whatever the autocast.
+        """Smooth maps ``(B, K, h, w)`` and bring them to the image's size, in float32 whatever the autocast.
 
         bfloat16 would leave 50 grey levels. Both are linear and work along one axis after the other, so that they are
         two matrix products: a row of a matrix is what they make of one location of an axis. An export keeps the

@@ -19,8 +19,9 @@ class ImageScore(nn.Module):
     Some normal images are further from what was trained on than others, all over: another exposure, a rougher surface.
     Their map is high everywhere, and its maximum alone calls them defective; but a large defect raises the map of its
     image as well. So half of the level is taken off, on a logarithmic scale: :math:`c = \log (\max m / \sqrt{\bar m})`.
-    What is unusual all over is told apart by :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual
-    that is. Both are counted in standard deviations from their means over normal images, :math:`z_c` and :math:`z_w`,
+    There may be two maps, the one that is shown and one of wider regions; theirs are averaged. What is unusual all over
+    is told apart by :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual that is. All are counted
+    in standard deviations from their means over normal images, :math:`z_c` (the mean of the maps') and :math:`z_w`,
     and the score is their sum, on a scale without negative numbers:
 
     .. math:: \operatorname{softplus} (z_c + z_w) = \log (1 + e^{z_c + z_w})
@@ -30,22 +31,23 @@ class ImageScore(nn.Module):
     Args:
         channels: Channels of the teacher's maps, finest first.
         strides: Their strides in input pixels.
+        maps: Number of maps, K. Defaults to ``1``.
     """
 
     contrast: torch.Tensor
     contrast_variance: torch.Tensor
     updates: torch.Tensor
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], maps: int = 1) -> None:
         super().__init__()
         self.whole_image = WholeImage(channels, strides)
-        self.register_buffer("contrast", torch.zeros(()))
-        self.register_buffer("contrast_variance", torch.ones(()))
+        self.register_buffer("contrast", torch.zeros(maps))
+        self.register_buffer("contrast_variance", torch.ones(maps))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
     def update(self, maps: torch.Tensor) -> None:
-        """Take the maps of normal images, ``(B, 1, H, W)`` with B at least 1, into moving averages of the contrast."""
+        """Take the maps of normal images, ``(B, K, H, W)`` with B at least 1, into moving averages of the contrast."""
         follow(self.contrast, self.contrast_variance, map_contrast(maps), momentum_of(self.updates))
         self.updates += 1
 
@@ -53,7 +55,7 @@ class ImageScore(nn.Module):
         """Compute the score.
 
         Args:
-            maps: Anomaly maps, ``(B, 1, H, W)``.
+            maps: Anomaly maps, ``(B, K, H, W)``.
             teacher: The teacher's maps, ``(B, C, h, w)`` each, finest first.
             held_out: Whether the images are those held out for a threshold.
 
@@ -63,11 +65,13 @@ class ImageScore(nn.Module):
         # its logarithm is not told more exactly than to a twentieth; one image alone has no deviation
         stands_out = (map_contrast(maps) - self.contrast) / self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
         unusual = self.whole_image(teacher, held_out)
-        stands_out, unusual = torch.stack([stands_out, unusual]).unbind()  # one operation for the export to correct
+        stands_out, unusual = torch.stack(
+            [stands_out.mean(dim=1), unusual]
+        ).unbind()  # one operation for the export to correct
         return F.softplus(stands_out + unusual)
 
 
 def map_contrast(maps: torch.Tensor) -> torch.Tensor:
-    """Logarithm of maximum by root of the mean, of each map ``(B, 1, H, W)``, of shape ``(B,)``."""
-    pixels = maps.flatten(1)
-    return pixels.amax(dim=1).clamp_min(TINY).log() - 0.5 * pixels.mean(dim=1).clamp_min(TINY).log()
+    """Logarithm of maximum by root of the mean, of each map ``(B, K, H, W)``, of shape ``(B, K)``."""
+    pixels = maps.flatten(2)
+    return pixels.amax(dim=2).clamp_min(TINY).log() - 0.5 * pixels.mean(dim=2).clamp_min(TINY).log()

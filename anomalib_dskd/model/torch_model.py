@@ -95,17 +95,18 @@ class DskdModel(nn.Module):
                 self.embedding = DeepFeatureEmbedding(channels, strides)
                 read, stride = self.embedding.out_channels, self.embedding.out_stride
             self.decoder = StudentDecoder(read, stride, channels, strides, decoder_blocks)
+        wide = regions and whole_image
         self.scale_anomalies = nn.ModuleDict(
             {
                 student: nn.ModuleList(
-                    ScaleAnomaly(each, stride, distance, regions)
+                    ScaleAnomaly(each, stride, distance, regions, wide)
                     for each, stride in zip(channels, strides, strict=True)
                 )
                 for student in ("encoder", "decoder")
                 if students in ("both", student)
             }
         )
-        self.image_score = ImageScore(channels, strides) if whole_image else None
+        self.image_score = ImageScore(channels, strides, maps=1 + wide) if whole_image else None
 
     def features(self, images: torch.Tensor, seen: torch.Tensor | None = None) -> tuple[Maps, dict[str, Maps]]:
         """Compute the feature maps that are compared.
@@ -156,7 +157,8 @@ class DskdModel(nn.Module):
     def anomalies(self, teacher: Maps, students: Mapping[str, Maps]) -> dict[str, Maps]:
         """Compute what is shown in the anomaly map: distances, and those of regions.
 
-        Arguments and shapes are those of :meth:`distances`.
+        Arguments and shapes are those of :meth:`distances`; a second channel, for the image score alone, has wider
+        regions.
         """
         return {
             student: [
@@ -199,7 +201,7 @@ class DskdModel(nn.Module):
     def student_maps(self, anomalies: Mapping[str, Maps], image_size: torch.Size) -> dict[str, torch.Tensor]:
         """Turn anomalies into a smoothed map of each student alone, ``(B, 1, H, W)``."""
         maps = self.anomaly_map_generator.student_maps(anomalies)
-        return {student: self.anomaly_map_generator.finish(each, image_size) for student, each in maps.items()}
+        return {student: self.anomaly_map_generator.finish(each[:, :1], image_size) for student, each in maps.items()}
 
     def predict(
         self, teacher: Maps, anomalies: Mapping[str, Maps], image_size: torch.Size, held_out: bool = False
@@ -213,6 +215,6 @@ class DskdModel(nn.Module):
             held_out: Whether the images are those held out for a threshold.
         """
         maps = self.anomaly_map_generator(anomalies, image_size)
-        score = self.image_score
-        found = maps.amax(dim=(-3, -2, -1)) if score is None else score(maps, teacher, held_out)
-        return InferenceBatch(pred_score=found, anomaly_map=maps)
+        shown, score = maps[:, :1], self.image_score
+        found = shown.amax(dim=(-3, -2, -1)) if score is None else score(maps, teacher, held_out)
+        return InferenceBatch(pred_score=found, anomaly_map=shown)

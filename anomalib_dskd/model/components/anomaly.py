@@ -3,6 +3,8 @@
 
 """What a student misses of the teacher at one scale, as the anomaly map shows it."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -29,21 +31,26 @@ class ScaleAnomaly(nn.Module):
     at any scale. Finer maps are first averaged over blocks of 16 pixels, since the means of regions that far apart
     hardly differ, and their distances interpolated.
 
+    How large a part is in its image is not known. Regions half as wide as the image tell more defective parts from good
+    ones than those of 80 pixels where an image is all of a part, and fewer where it is a crop of a surface; and they
+    blur the map. So they make a second map, which only the image score reads.
+
     Args:
         channels: Number of the teacher's channels.
         stride: Pixels of the image to one location.
         distance: ``"mahalanobis"``, where residuals, and likewise their means, are counted by what is usual on normal
             images, see :class:`ResidualWhitening`; or ``"cosine"``.
         regions: Whether the distances of regions are added.
+        wide: Whether there is a second map, with regions half as wide as the image. Defaults to ``False``.
     """
 
-    def __init__(self, channels: int, stride: int, distance: str, regions: bool) -> None:
+    def __init__(self, channels: int, stride: int, distance: str, regions: bool, wide: bool = False) -> None:
         super().__init__()
         self.block = max(1, BLOCK_PIXELS // stride)
         self.window = 2 * round(REGION_PIXELS / (self.block * stride) / 2) + 1
-        whitened = distance == "mahalanobis"
-        self.location = ResidualWhitening(channels) if whitened else nn.Identity()
-        self.region = (ResidualWhitening(channels) if whitened else nn.Identity()) if regions else None
+        scaling = partial(ResidualWhitening, channels) if distance == "mahalanobis" else nn.Identity
+        self.location = scaling()
+        self.regions = nn.ModuleList(scaling() for _ in range(regions * (1 + wide)))
 
     def forward(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
         """Compute the distances.
@@ -53,15 +60,16 @@ class ScaleAnomaly(nn.Module):
             student: The student's map of the same shape.
 
         Returns:
-            Distances of shape ``(B, 1, h, w)``, float32 whatever the autocast.
+            Distances of shape ``(B, 1, h, w)``, or ``(B, 2, h, w)`` with the second map, float32 whatever the autocast.
         """
         with torch.autocast(teacher.device.type, enabled=False):
             residual = feature_residual(teacher, student)
             distance = half_squared_norm(self.location(residual))
-            if self.region is None:
+            if not self.regions:
                 return distance
-            region = half_squared_norm(self.region(region_mean(residual, self.block, self.window)))
-            return distance + resize_to(region, distance.shape[-2:])
+            means = self.region_means(residual)
+            regions = torch.cat([half_squared_norm(r(mean)) for r, mean in zip(self.regions, means, strict=True)], 1)
+            return distance + resize_to(regions, distance.shape[-2:])
 
     @torch.no_grad()
     def learn(self, teacher: torch.Tensor, student: torch.Tensor) -> None:
@@ -71,8 +79,17 @@ class ScaleAnomaly(nn.Module):
         with torch.autocast(teacher.device.type, enabled=False):
             residual = feature_residual(teacher, student)
             self.location.update(residual)
-            if isinstance(self.region, ResidualWhitening):
-                self.region.update(region_mean(residual, self.block, self.window))
+            for region, mean in zip(self.regions, self.region_means(residual), strict=True):
+                region.update(mean)
+
+    def region_means(self, residual: torch.Tensor) -> list[torch.Tensor]:
+        """Means over regions of each width, ``(B, C, ceil(h / block), ceil(w / block))``."""
+        if not self.regions:
+            return []
+        blocks = F.avg_pool2d(residual, self.block, ceil_mode=True) if self.block > 1 else residual
+        side = min(int(length) for length in blocks.shape[-2:])  # an export wants the window as a constant
+        windows = (self.window, 2 * (side // 4) + 1)
+        return [region_mean(blocks, window) for window in windows[: len(self.regions)]]
 
 
 def feature_residual(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
@@ -80,19 +97,16 @@ def feature_residual(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tens
     return F.normalize(teacher.float(), dim=1, eps=EPSILON) - F.normalize(student.float(), dim=1, eps=EPSILON)
 
 
-def region_mean(residual: torch.Tensor, block: int, window: int) -> torch.Tensor:
-    """Mean over regions of a map ``(B, C, h, w)``.
+def region_mean(blocks: torch.Tensor, window: int) -> torch.Tensor:
+    """Mean over the region around each location of a map.
 
     Args:
-        residual: The map.
-        block: Locations to one side of a block; there is a region for each block.
-        window: Blocks to one side of a region, odd; at the border only those inside count.
+        blocks: The map, ``(B, C, h, w)``.
+        window: Locations to one side of a region, odd; at the border only those inside count.
 
     Returns:
-        Means of shape ``(B, C, ceil(h / block), ceil(w / block))``.
+        Means of the same shape.
     """
-    if block > 1:
-        residual = F.avg_pool2d(residual, block, ceil_mode=True)
     half = window // 2
-    rows = F.avg_pool2d(residual, (window, 1), stride=1, padding=(half, 0), count_include_pad=False)
+    rows = F.avg_pool2d(blocks, (window, 1), stride=1, padding=(half, 0), count_include_pad=False)
     return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, half), count_include_pad=False)

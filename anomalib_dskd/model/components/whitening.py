@@ -95,10 +95,10 @@ def momentum_of(updates: torch.Tensor) -> torch.Tensor:
 
 
 def follow(mean: torch.Tensor, variance: torch.Tensor, values: torch.Tensor, momentum: torch.Tensor) -> None:
-    """Take values ``(B,)`` into moving averages of their mean and variance, in place."""
+    """Take values ``(B, ...)`` into moving averages of their mean and variance, in place."""
     before = mean.clone()
-    mean.lerp_(values.mean(), momentum)
-    variance.lerp_(((values - before) * (values - mean)).mean(), momentum)
+    mean.lerp_(values.mean(dim=0), momentum)
+    variance.lerp_(((values - before) * (values - mean)).mean(dim=0), momentum)
 
 
 def spread_of(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
