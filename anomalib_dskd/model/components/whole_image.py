@@ -15,6 +15,7 @@ from .whitening import LEAST_SPREAD, whitening_matrix
 BLOCK_PIXELS = 16
 WINDOW_BLOCKS = 2
 SHRINKAGE = 0.1
+FOLDS = 10
 LEAST_SHRINKAGE = 1e-5
 
 
@@ -33,8 +34,7 @@ class WholeImage(nn.Module):
 
     is returned in standard deviations from its mean over normal images. These are mostly fewer than the descriptor has
     components, so that the distances of those that :math:`S` was taken from are far too small; mean and deviation are
-    of the distances of each half of the parts to the other half's Gaussian. It knows less than that of all, so that
-    they are rather too large: parts made tomorrow differ more from those trained on than these do from one another.
+    of the distances of each tenth of the parts to the Gaussian of the others, as in cross-validation.
 
     Normal images that were held out for a threshold are taken into :math:`\mu` and :math:`S` too. For the threshold
     itself they have to be as new as a line's, so that a second Gaussian, of the other images alone, is kept for it.
@@ -94,9 +94,9 @@ class WholeImage(nn.Module):
         if len(numbers) < 2:  # noqa: PLR2004
             return
         samples = descriptors.cpu().double()  # on the CPU, since Apple's GPUs have no float64
-        first_half = (parts < numbers[len(numbers) // 2]).cpu()
-        halves = samples[first_half], samples[~first_half]
-        distances = torch.cat([_distances(own, *_gaussian(other)) for own, other in (halves, halves[::-1])])
+        number = torch.searchsorted(numbers, parts).cpu()
+        fold = number * min(FOLDS, len(numbers)) // len(numbers)
+        distances = torch.cat([_distances(samples[fold == k], *_gaussian(samples[fold != k])) for k in fold.unique()])
         mean, weight = _gaussian(samples)
         self.mean.copy_(mean)
         self.weight.copy_(weight)
