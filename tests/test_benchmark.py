@@ -314,7 +314,7 @@ def test_no_test_image_before_the_test(mvtec_root):
     init_args = {"root": str(mvtec_root), "category": "stripes", "val_split_mode": "same_as_test"}
     model = [{"class_path": "Padim", "init_args": {"n_features": 20}}]
     whole, half = (
-        prepare_data(cells_of([{"class_path": "MVTec", "init_args": init_args}], model, fractions=[f])[0])
+        prepare_data(cells_of([{"class_path": "MVTec", "init_args": init_args}], model, fractions=[f], hold_out=0.5)[0])
         for f in (1.0, 0.5)
     )
     tested = set(whole.test_data.samples.image_path)
@@ -324,7 +324,7 @@ def test_no_test_image_before_the_test(mvtec_root):
     assert not trained & held_out
     assert not whole.val_data.has_anomalous
     for part, all_of_it in ((half.train_data, trained), (half.val_data, held_out)):
-        assert len(part) == round(len(all_of_it) / 2)
+        assert len(part) == len(all_of_it) / 2
         assert set(part.samples.image_path) < all_of_it
 
 

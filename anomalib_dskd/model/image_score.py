@@ -64,10 +64,8 @@ class ImageScore(nn.Module):
         """
         # its logarithm is not told more exactly than to a twentieth; one image alone has no deviation
         stands_out = (map_contrast(maps) - self.contrast) / self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
-        unusual = self.whole_image(teacher, held_out)
-        stands_out, unusual = torch.stack(
-            [stands_out.mean(dim=1), unusual]
-        ).unbind()  # one operation for the export to correct
+        witnesses = [stands_out.mean(dim=1), self.whole_image(teacher, held_out)]
+        stands_out, unusual = torch.stack(witnesses).unbind()  # one operation for the export to correct
         return F.softplus(stands_out + unusual)
 
 
