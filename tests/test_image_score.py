@@ -51,14 +51,14 @@ def distances(samples: torch.Tensor, learned: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("a_part", [1, 5])
 def test_usual_is_the_distance_of_each_tenth_of_the_parts_to_the_others(a_part):
     """Or of each part, where they are fewer; those that were learned from are many times too near."""
-    samples, parts = descriptors(40, a_part=a_part)
+    samples, parts = descriptors(30, a_part=a_part)
     whole = WholeImage(CHANNELS, STRIDES)
     whole.learn(samples, parts)
-    folds = np.split(np.arange(40), 10 if a_part == 1 else 8)
+    folds = np.split(np.arange(30), 10 if a_part == 1 else 6)
     expected = np.concatenate([distances(samples[fold], np.delete(samples, fold, axis=0)) for fold in folds])
     assert whole.usual == pytest.approx(expected.mean(), rel=1e-4)
     assert whole.spread == pytest.approx(expected.std(ddof=1), rel=1e-4)
-    assert whole.usual > 3 * distances(samples, samples).mean()
+    assert whole.usual > 5 * distances(samples, samples).mean()
 
 
 @pytest.mark.parametrize(("number", "a_part"), [(60, 1), (60, 4), (1000, 1)])
@@ -71,7 +71,7 @@ def test_new_normal_images_are_usual_and_others_are_not(number, a_part):
         (((each - whole.mean) @ whole.weight.T).square().sum(dim=1) - whole.usual) / whole.spread
         for each in (new, new + 1.5 * new.std(dim=0))
     )
-    assert -0.6 < unusual.mean() < 0.6
+    assert -0.5 < unusual.mean() < 0.5
     assert (0.6 if number == 1000 else 0.3) < unusual.std() < 1.6
     assert moved.mean() > unusual.mean() + 3 * unusual.std()
 
