@@ -145,9 +145,9 @@ def test_regions_are_as_wide_at_every_scale(stride, pixels):
         feature_residual(teacher, student)
     )
     location = max(stride, 16)
-    assert means.shape[-1] == wide.shape[-1] == 512 // location
-    assert ((wide[0, 1, 512 // 2 // location] != 0).sum() * location).item() == 256 + location
-    assert ((means[0, 1, 512 // 2 // location] != 0).sum() * location).item() == pixels
+    assert means.shape[-1] == 2 * wide.shape[-1] == 512 // location
+    assert ((wide[0, 1, 256 // (2 * location)] != 0).sum() * 2 * location).item() == 256
+    assert ((means[0, 1, 256 // location] != 0).sum() * location).item() == pixels
 
 
 def test_regions_of_fine_maps_are_means_of_their_blocks():
@@ -163,6 +163,18 @@ def test_regions_of_fine_maps_are_means_of_their_blocks():
     distances = both(teacher, student) - location(teacher, student)
     corner = 0.5 * means[0, :, 0, 0].square().sum()
     torch.testing.assert_close(distances[0, 0, 0, 0], corner, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [2, 4, 5, 16, 17])
+def test_wide_regions_lie_around_the_middle_of_two_by_two_blocks(side):
+    """From the smallest image on; where blocks are left over, the last region is that of the last one alone."""
+    residual = torch.randn(1, 2, side, side)
+    _, wide = ScaleAnomaly(2, 16, "cosine", regions=True, wide=True).region_means(residual)
+    assert wide.shape == (1, 2, -(-side // 2), -(-side // 2))
+    reach = max(0, side // 4 - 1)
+    for index in range(wide.shape[-1]):
+        inside = slice(max(0, 2 * index - reach), 2 * index + 2 + reach)
+        torch.testing.assert_close(wide[0, :, index, index], residual[0, :, inside, inside].mean(dim=(1, 2)))
 
 
 def normal_residuals(batches, generator=None):

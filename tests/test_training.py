@@ -399,6 +399,20 @@ def test_checkpoint_of_other_networks_is_refused(tmp_path, small_checkpoint):
         Dskd.load_from_checkpoint(tmp_path / "old.ckpt")
 
 
+@pytest.mark.parametrize("change", ["missing", "unknown", "of another shape"])
+def test_checkpoint_of_other_tensors_is_refused(tmp_path, small_checkpoint, change):
+    checkpoint = torch.load(small_checkpoint, weights_only=True)
+    state, name = checkpoint["state_dict"], "model.image_score.contrast"
+    tensor = state.pop(name)
+    if change == "unknown":
+        state.update({name: tensor, "model.image_score.contrast_of_old": tensor})
+    elif change == "of another shape":
+        state[name] = torch.cat([tensor, tensor])
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(DskdError, match=r"1 tensors.*such as 'model\.image_score\.contrast.*another version"):
+        Dskd.load_from_checkpoint(tmp_path / "old.ckpt")
+
+
 def test_reload_splits_as_training_did(tmp_path, mvtec_root):
     """Folder's validation set is drawn from the test images: another draw would be another test set."""
 

@@ -556,6 +556,7 @@ class Dskd(AnomalibModule):
             )
             self.hparams.update({name: saved[name] for name in differing})
             self._build_network()
+        self._check_tensors(checkpoint["state_dict"])
         self._keep_own_metrics(checkpoint)
         super().on_load_checkpoint(checkpoint)
         self._has_teacher = True
@@ -567,6 +568,18 @@ class Dskd(AnomalibModule):
         if self._trainer.state.fn == TrainerFn.FITTING:
             self._resumed_from = self._trainer.ckpt_path
             self._keep_best(checkpoint)
+
+    def _check_tensors(self, saved: dict[str, torch.Tensor]) -> None:
+        """Refuse tensors of another network: torch would name a hundred and not say why."""
+        own = {f"model.{name}": tensor.shape for name, tensor in self.model.state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in saved.items() if name.startswith("model.")}
+        if differing := sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name)):
+            msg = (
+                f"The checkpoint's network is another: {len(differing)} tensors are missing, unknown or of another "
+                f"shape, such as {differing[0]!r}. It is of another version of anomalib-dskd: train again, or install "
+                "the version that wrote it."
+            )
+            raise DskdError(msg)
 
     def _keep_own_metrics(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the saved metrics, as module and as callback: they learn nothing, and others may be wanted now."""
