@@ -167,7 +167,7 @@ def test_regions_of_fine_maps_are_means_of_their_blocks():
 
 @pytest.mark.parametrize("side", [2, 4, 5, 16, 17])
 def test_wide_regions_lie_around_the_middle_of_two_by_two_blocks(side):
-    """From the smallest image on; where blocks are left over, the last region is that of the last one alone."""
+    """From the smallest image on; where a block is left over, it has a region too."""
     residual = torch.randn(1, 2, side, side)
     _, wide = ScaleAnomaly(2, 16, "cosine", regions=True, wide=True).region_means(residual)
     assert wide.shape == (1, 2, -(-side // 2), -(-side // 2))
