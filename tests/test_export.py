@@ -24,7 +24,7 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import convert
-from anomalib_dskd.export.quantize import DEVIATIONS, _scaled, first_convolutions, quantize
+from anomalib_dskd.export.quantize import DEVIATIONS, _scaled, first_convolutions, first_of_teacher, quantize
 from anomalib_dskd.export.verify import MAX_PIXELS, Comparison, compare, find_images, image_pairs
 
 from .conftest import run
@@ -168,17 +168,17 @@ def int8_bundle(small_checkpoint, mvtec_root, tmp_path_factory) -> Path:
 
 def test_int8_bundle(small_checkpoint, small_bundle, int8_bundle, mvtec_root, capsys):
     assert size(int8_bundle) < 0.35 * size(small_bundle)
-    kinds = {operation.get_type_name() for operation in ov.Core().read_model(int8_bundle / "model.xml").get_ops()}
-    assert "FakeQuantize" in kinds
-    first = set(first_convolutions(ov.Core().read_model(small_bundle / "model.xml")))
-    assert len(first) == 2, "the teacher's and the encoder's"
-    for operation in ov.Core().read_model(int8_bundle / "model.xml").get_ops():
+    graph = ov.Core().read_model(int8_bundle / "model.xml")
+    (of_teacher,) = first_of_teacher(graph)
+    reads = {each.get_friendly_name(): each.input_value(0).get_node() for each in first_convolutions(graph)}
+    assert reads.pop(of_teacher).get_type_name() != "FakeQuantize"
+    assert [each.get_type_name() for each in reads.values()] == ["FakeQuantize"], "the encoder's"
+    for operation in graph.get_ops():
         if operation.get_type_name() == "FakeQuantize":
             readers = [reader.get_node() for reader in operation.output(0).get_target_inputs()]
             names = [reader.get_friendly_name() for reader in readers if reader.get_type_name() != "ShapeOf"]
             assert not [name for name in names if name.startswith(("aten::", "__module.transform"))]
             assert not [name for name in names if "scale_anomalies" in name or "image_score" in name]
-            assert not set(names) & first
     verify(small_checkpoint, int8_bundle, mvtec_root / "stripes/test", max_flips=8)
     assert capsys.readouterr().out.startswith("8 images: largest relative difference")
 
@@ -198,6 +198,24 @@ def test_int8_clips_nothing_that_it_was_shown(int8_bundle, mvtec_root):
         found = compiled(inspector.decode(path.read_bytes(), MAX_PIXELS)[None])
         reached = np.array([found[output].max() for output in outputs])
         assert (reached < 1.05 * highest).all()
+
+
+def test_int8_sees_black_and_white_as_they_are(int8_bundle):
+    """Whatever the ranges were taken from; beyond the border there is zero, which rounding has to keep."""
+    graph = ov.Core().read_model(int8_bundle / "model.xml")
+    (rounding,) = (
+        node.input_value(0).get_node()
+        for node in first_convolutions(graph)
+        if node.input_value(0).get_node().get_type_name() == "FakeQuantize"
+    )
+    low, high = (float(rounding.input_value(index).get_node().data.item()) for index in (1, 2))
+    step = (high - low) / 255
+    assert low / step == pytest.approx(round(low / step), abs=1e-3)
+    graph.add_outputs([rounding.input_value(0), rounding.output(0)])
+    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for shade in (0, 255):
+        found = list(compiled(np.full((1, 80, 70, 3), shade, np.uint8)).values())
+        np.testing.assert_allclose(found[-1], found[-2], atol=0.51 * step)
 
 
 def is_constant(node: ov.Node) -> bool:

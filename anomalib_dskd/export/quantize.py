@@ -33,6 +33,8 @@ IMAGE_SCORE = "__module.model.image_score/"
 DEVIATIONS = f"{IMAGE_SCORE}aten::stack/Concat"
 """Operation of the converted graph that gives the image score's two deviations, of shape ``(2, B)``."""
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
+TEACHER, ENCODER = "__module.model.teacher.", "__module.model.encoder."
+IMAGE_LEVELS = 256
 
 
 def quantize(
@@ -40,19 +42,19 @@ def quantize(
 ) -> ov.Model:
     """Quantise the networks of a graph after training.
 
-    Resize, distances and maps stay in float32, and so do the convolutions that read the image: an image brighter
-    than those that the value ranges were taken from would be clipped there, at the root of teacher and students, and
-    with a range that holds all images the rounding of their weights is still felt most; of all layers they cost most
-    (``examples/int8_sensitivity.py``). What rounding adds to the distances of normal images is
-    taken off again, so that the thresholds of the checkpoint stay right: by one factor on the maps, and in the score by
-    giving what stands out the mean and deviation back that it had on these images, and what is unusual as a whole the
-    mean.
+    Resize, distances and maps stay in float32, and so does the teacher's first convolution: a grey level is much where
+    parts have little contrast, and how unusual an image is as a whole is read from the teacher
+    (``examples/int8_sensitivity.py``). The encoder's takes the range from black to white, since an image brighter than
+    those that ranges were taken from would be clipped there, and the teacher would see what it does not. What rounding
+    adds to the distances of normal images is taken off again, so that the thresholds of the checkpoint stay right: by
+    one factor on the maps, and in the score by giving what stands out the mean and deviation back that it had on these
+    images, and what is unusual as a whole the mean.
 
     Args:
         graph: Graph as :func:`~anomalib_dskd.export.graph.convert` returns it.
         images: Normal images that value ranges and corrections are taken from; 100 of them, evenly spread, are used.
         max_pixels: As in :func:`anomalib_dskd.inspector.decode`.
-        in_float: Names of the layers that stay in float32; by default :func:`first_convolutions`.
+        in_float: Names of the layers that stay in float32; by default :func:`first_of_teacher`.
 
     Returns:
         Quantised graph with the same input and outputs.
@@ -75,11 +77,12 @@ def quantize(
             fast_bias_correction=False,
             advanced_parameters=RANGES,
             ignored_scope=nncf.IgnoredScope(
-                names=first_convolutions(graph) if in_float is None else list(in_float),
+                names=first_of_teacher(graph) if in_float is None else list(in_float),
                 patterns=list(UNTOUCHED),
                 validate=False,
             ),
         )
+    _widen(quantised)
     rounded_peaks, rounded = _judge(quantised, map(read, chosen))
     if rounded.size:
         _correct(quantised, exact, rounded)
@@ -87,9 +90,9 @@ def quantize(
     return _scaled(quantised, float(factor), kept=frozenset({"score"} if rounded.size else ()))
 
 
-def first_convolutions(graph: ov.Model) -> list[str]:
-    """Return the names of the convolutions that an image reaches before any other."""
-    found: dict[str, None] = {}
+def first_convolutions(graph: ov.Model) -> list[ov.Node]:
+    """Return the convolutions that an image reaches before any other."""
+    found: dict[str, ov.Node] = {}
     reached = [graph.inputs[0].get_node()]
     seen = set()
     while reached:
@@ -99,10 +102,50 @@ def first_convolutions(graph: ov.Model) -> list[str]:
             continue
         seen.add(name)
         if node.get_type_name() in CONVOLUTIONS:
-            found[name] = None
+            found[name] = node
         else:
-            reached += [reader.get_node() for output in node.outputs() for reader in output.get_target_inputs()]
-    return list(found)
+            reached += _readers(node)
+    return list(found.values())
+
+
+def first_of_teacher(graph: ov.Model) -> list[str]:
+    """Return the names of the first convolutions that are not the student encoder's."""
+    return [node.get_friendly_name() for node in first_convolutions(graph) if not _leads_to(node, ENCODER, TEACHER)]
+
+
+def _leads_to(node: ov.Node, module: str, other: str) -> bool:
+    """Tell into which of two modules a convolution leads; OpenVINO names it without its own where it folds scales."""
+    while (readers := _readers(node)) and not node.get_friendly_name().startswith((module, other)):
+        node = readers[0]
+    return node.get_friendly_name().startswith(module)
+
+
+def _readers(node: ov.Node) -> list[ov.Node]:
+    return [reader.get_node() for output in node.outputs() for reader in output.get_target_inputs()]
+
+
+def _widen(graph: ov.Model) -> None:
+    """Give first convolutions that read rounded images the range of all 8-bit images."""
+    for convolution in first_convolutions(graph):
+        rounding = convolution.input_value(0).get_node()
+        if rounding.get_type_name() != "FakeQuantize":
+            continue
+        low, high = _values_of_black_and_white(graph, rounding)
+        step = (high - low) / (IMAGE_LEVELS - 2)  # one less, so that zero, which is beyond the border, can be a level
+        low = step * round(low / step)
+        for index, end in enumerate((low, low + (IMAGE_LEVELS - 1) * step) * 2, start=1):
+            rounding.input(index).replace_source_output(ops.constant(np.float32(end)).output(0))
+    graph.validate_nodes_and_infer_types()
+
+
+def _values_of_black_and_white(graph: ov.Model, node: ov.Node) -> tuple[float, float]:
+    """Return the range, with zero in it, of what a node reads of a black and of a white image."""
+    graph = graph.clone()
+    (same,) = (each for each in graph.get_ops() if each.get_friendly_name() == node.get_friendly_name())
+    part = ov.Model([same.input_value(0)], graph.get_parameters())
+    compiled = ov.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    values = [compiled(np.full((1, 64, 64, 3), shade, np.uint8))[0] for shade in (0, 255)]
+    return min(0.0, *(float(each.min()) for each in values)), max(0.0, *(float(each.max()) for each in values))
 
 
 def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
