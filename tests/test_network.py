@@ -9,7 +9,7 @@ import torch
 from anomalib.models.image.stfpm.anomaly_map import AnomalyMapGenerator as StfpmAnomalyMapGenerator
 
 from anomalib_dskd.errors import DskdError
-from anomalib_dskd.model.components import ResidualWhitening, ScaleAnomaly, feature_distance
+from anomalib_dskd.model.components import BorderLevel, ResidualWhitening, ScaleAnomaly, feature_distance
 from anomalib_dskd.model.components.anomaly import feature_residual
 from anomalib_dskd.model.components.whitening import half_squared_norm
 from anomalib_dskd.model.cost import part_costs
@@ -246,6 +246,43 @@ def test_nothing_to_whiten_is_no_number_out_of_bounds():
     whitening = ResidualWhitening(3)
     whitening.update(torch.zeros(1, 3, 2, 2))
     assert (whitening.eval()(torch.zeros(1, 3, 2, 2)) == 0).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (40, 24)])
+def test_border_of_normal_maps_is_brought_to_the_level_of_the_inside(height, width):
+    """Ring by ring, of each map by itself; of small maps a quarter of the shorter side is border."""
+    border = BorderLevel(2, 8)
+    rows, columns = (np.minimum(np.arange(side), side - 1 - np.arange(side)) for side in (height, width))
+    ring = np.minimum(rows[:, None], columns)
+    usual = torch.from_numpy(np.stack([1 + 3 * np.exp(-ring / 2), 5 + 2 * np.exp(-ring)])).float()
+    for _ in range(5):
+        border.update(usual * (1 + torch.rand(3, 1, 1, 1)))
+    levelled = border(usual[None])[0]
+    inside = ring >= min(8, min(height, width) // 4)
+    assert torch.equal(levelled[:, inside], usual[:, inside])
+    mean = usual[:, inside].mean(dim=1, keepdim=True)
+    torch.testing.assert_close(levelled[:, ~inside], mean.expand(2, int((~inside).sum())))
+    torch.testing.assert_close(border(usual[None, :1])[0], levelled[:1])
+
+
+def test_a_border_with_less_than_the_inside_stays_as_it_is():
+    border, maps = BorderLevel(1, 8), torch.ones(2, 1, 64, 64)
+    maps[..., 8:-8, 8:-8] = 5
+    border.update(maps)
+    assert torch.equal(border(maps), maps)
+    assert torch.equal(BorderLevel(1, 8)(maps), maps), "nothing is known before training"
+
+
+def test_border_is_learned_with_the_mahalanobis_distance():
+    for distance, learned in (("mahalanobis", True), ("cosine", False)):
+        model = build(distance=distance).train()
+        model.learn_usual(*model.features(images()))
+        border = model.anomaly_map_generator.border
+        assert (border is not None) == learned
+        if learned:
+            assert border.updates == 1
+            assert border.level.shape == (2, 9)
+            assert (border.level != 1).all()
 
 
 def test_distance_is_one_minus_cosine():

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_dskd.errors import check_choice
 
+from .components import BorderLevel
 from .components.residual import resize_to
 
 FUSIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -35,9 +36,17 @@ class AnomalyMapGenerator(nn.Module):
         student_fusion: How the students' maps are fused, likewise. Defaults to ``"sum"``.
         smoothing: Sigma of the Gaussian applied to the maps, in locations of the finest grid; ``0`` switches it off.
             Defaults to ``1.0``, at stride 4 the 4 pixels of reverse distillation.
+        border: What brings the border of the maps to the level of their inside, before they are smoothed. Defaults to
+            nothing.
     """
 
-    def __init__(self, scale_fusion: str = "sum", student_fusion: str = "sum", smoothing: float = 1.0) -> None:
+    def __init__(
+        self,
+        scale_fusion: str = "sum",
+        student_fusion: str = "sum",
+        smoothing: float = 1.0,
+        border: BorderLevel | None = None,
+    ) -> None:
         super().__init__()
         self.scale_fusion = check_choice("scale_fusion", scale_fusion, FUSIONS)
         self.student_fusion = check_choice("student_fusion", student_fusion, FUSIONS)
@@ -45,6 +54,7 @@ class AnomalyMapGenerator(nn.Module):
         if smoothing > 0:
             along_rows = GaussianBlur2d(smoothing, kernel_size=(1, compute_kernel_size(smoothing)))
             self.kernel = along_rows.kernel.flatten().tolist()
+        self.border = border
 
     def student_maps(self, distances: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Fuse the scales of each student.
@@ -72,15 +82,24 @@ class AnomalyMapGenerator(nn.Module):
         """
         return self.finish(self.fuse_students(self.student_maps(distances).values()), image_size)
 
-    def finish(self, maps: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
-        """Smooth maps ``(B, K, h, w)`` and bring them to the image's size, in float32 whatever the autocast.
+    def learn(self, distances: Mapping[str, Sequence[torch.Tensor]]) -> None:
+        """Take normal images into what is usual at the border; arguments as in :meth:`student_maps`."""
+        if self.border is None:
+            return
+        maps = self.fuse_students(self.student_maps(distances).values())
+        with torch.autocast(maps.device.type, enabled=False):
+            self.border.update(maps.float())
 
-        bfloat16 would leave 50 grey levels. Both are linear and work along one axis after the other, so that they are
-        two matrix products: a row of a matrix is what they make of one location of an axis. An export keeps the
-        matrices as constants, and OpenVINO is several times faster at it than at interpolating one channel.
+    def finish(self, maps: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
+        """Level the border of maps ``(B, K, h, w)``, smooth them and bring them to the image's size.
+
+        In float32 whatever the autocast: bfloat16 would leave 50 grey levels. The latter two are linear and work along
+        one axis after the other, so that they are two matrix products: a row of a matrix is what they make of one
+        location of an axis. An export keeps the matrices as constants, and OpenVINO is several times faster at it than
+        at interpolating one channel.
         """
         with torch.autocast(maps.device.type, enabled=False):
-            maps = maps.float()
+            maps = maps.float() if self.border is None else self.border(maps.float())
             rows, columns = (self._along(maps, *sides) for sides in zip(maps.shape[-2:], image_size, strict=True))
             return rows.T @ maps @ columns
 

@@ -115,8 +115,8 @@ class Dskd(AnomalibModule):
         decoder_blocks: Residual blocks in each of the decoder's stages; with ``2`` it is about as large as the encoder,
             as the paper asks. Defaults to ``1``.
         interaction: ``"gradient"`` or ``"stop_gradient"`` from the decoder into the encoder.
-        distance: ``"mahalanobis"``, where what the students miss of normal images counts less, or ``"cosine"``, in the
-            anomaly map; training is by the latter.
+        distance: ``"mahalanobis"``, where what the students miss of normal images counts less, and the border of the
+            map by its usual level, or ``"cosine"``, in the anomaly map; training is by the latter.
         scale_fusion: ``"sum"``, ``"product"`` or ``"max"`` over scales.
         student_fusion: ``"sum"``, ``"product"`` or ``"max"`` over students.
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.

@@ -12,13 +12,22 @@ from torch import nn
 from anomalib_dskd.errors import DskdError, check_choice
 
 from .anomaly_map import AnomalyMapGenerator
-from .components import DeepFeatureEmbedding, ScaleAnomaly, StudentDecoder, Teacher, build_backbone, feature_distance
+from .components import (
+    BorderLevel,
+    DeepFeatureEmbedding,
+    ScaleAnomaly,
+    StudentDecoder,
+    Teacher,
+    build_backbone,
+    feature_distance,
+)
 from .image_score import ImageScore
 
 STUDENTS = ("both", "encoder", "decoder")
 INTERACTIONS = ("gradient", "stop_gradient")
 DISTANCES = ("mahalanobis", "cosine")
 MIN_SIZE = 64
+BORDER_PIXELS = 32
 
 Maps = list[torch.Tensor]
 
@@ -46,7 +55,8 @@ class DskdModel(nn.Module):
             ``"stop_gradient"`` does not. Defaults to ``"gradient"``.
         distance: What of the students' misses the anomaly map shows: ``"mahalanobis"`` counts them by what is usual on
             normal images, ``"cosine"`` counts all alike, as training does; see
-            :class:`~anomalib_dskd.model.components.ScaleAnomaly`. Defaults to ``"mahalanobis"``.
+            :class:`~anomalib_dskd.model.components.ScaleAnomaly`, and for the border of the map
+            :class:`~anomalib_dskd.model.components.BorderLevel`. Defaults to ``"mahalanobis"``.
         scale_fusion: How scales are fused into a map: ``"sum"``, ``"product"`` or ``"max"``.
         student_fusion: How the students' maps are fused, likewise.
         smoothing: Sigma of the Gaussian applied to the map, in pixels of the input; ``0`` switches it off.
@@ -83,7 +93,9 @@ class DskdModel(nn.Module):
             raise DskdError(msg)
         self.teacher = Teacher(backbone, layers)
         channels, strides = self.teacher.channels, self.teacher.strides
-        self.anomaly_map_generator = AnomalyMapGenerator(scale_fusion, student_fusion, smoothing / strides[0])
+        wide = regions and whole_image
+        border = BorderLevel(1 + wide, BORDER_PIXELS // strides[0]) if distance == "mahalanobis" else None
+        self.anomaly_map_generator = AnomalyMapGenerator(scale_fusion, student_fusion, smoothing / strides[0], border)
         self.encoder: nn.Module | None = None
         self.embedding: DeepFeatureEmbedding | None = None
         self.decoder: StudentDecoder | None = None
@@ -95,7 +107,6 @@ class DskdModel(nn.Module):
                 self.embedding = DeepFeatureEmbedding(channels, strides)
                 read, stride = self.embedding.out_channels, self.embedding.out_stride
             self.decoder = StudentDecoder(read, stride, channels, strides, decoder_blocks)
-        wide = regions and whole_image
         self.scale_anomalies = nn.ModuleDict(
             {
                 student: nn.ModuleList(
@@ -176,9 +187,12 @@ class DskdModel(nn.Module):
         for student, maps in students.items():
             for scale_anomaly, t, s in zip(self.scale_anomalies[student], teacher, maps, strict=True):
                 scale_anomaly.learn(t, s)
-        if self.image_score is not None:
-            with torch.no_grad():
-                anomalies = self.anomalies(teacher, students)
+        if self.anomaly_map_generator.border is None and self.image_score is None:
+            return
+        with torch.no_grad():
+            anomalies = self.anomalies(teacher, students)
+            self.anomaly_map_generator.learn(anomalies)
+            if self.image_score is not None:
                 finest, stride = next(iter(anomalies.values()))[0].shape[-2:], self.teacher.strides[0]
                 image_size = torch.Size(side * stride for side in finest)
                 self.image_score.update(self.anomaly_map_generator(anomalies, image_size))

@@ -5,6 +5,7 @@
 
 from .anomaly import ScaleAnomaly
 from .backbone import build_backbone, pretrained_cfg
+from .border import BorderLevel
 from .decoder import StudentDecoder
 from .distance import feature_distance
 from .embedding import DeepFeatureEmbedding
@@ -13,6 +14,7 @@ from .whitening import ResidualWhitening
 from .whole_image import WholeImage
 
 __all__ = [
+    "BorderLevel",
     "DeepFeatureEmbedding",
     "ResidualWhitening",
     "ScaleAnomaly",
