@@ -9,6 +9,7 @@ import torch
 from anomalib.models.image.stfpm.anomaly_map import AnomalyMapGenerator as StfpmAnomalyMapGenerator
 
 from anomalib_dskd.errors import DskdError
+from anomalib_dskd.model.anomaly_map import AnomalyMapGenerator
 from anomalib_dskd.model.components import BorderLevel, ResidualWhitening, ScaleAnomaly, feature_distance
 from anomalib_dskd.model.components.anomaly import feature_residual
 from anomalib_dskd.model.components.whitening import half_squared_norm
@@ -271,6 +272,15 @@ def test_a_border_with_less_than_the_inside_stays_as_it_is():
     border.update(maps)
     assert torch.equal(border(maps), maps)
     assert torch.equal(BorderLevel(1, 8)(maps), maps), "nothing is known before training"
+
+
+def test_the_map_has_its_border_levelled():
+    border = BorderLevel(1, 4)
+    border.update(torch.nn.functional.pad(torch.ones(1, 1, 14, 14), [1] * 4, value=3.0))
+    generator = AnomalyMapGenerator(smoothing=0, border=border)
+    found = generator({"encoder": [torch.full((1, 1, 16, 16), 6.0)]}, torch.Size((16, 16)))[0, 0]
+    assert found[0].tolist() == [2.0] * 16
+    assert found[1:-1, 1:-1].unique().tolist() == [6.0]
 
 
 def test_border_is_learned_with_the_mahalanobis_distance():

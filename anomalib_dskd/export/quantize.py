@@ -33,7 +33,8 @@ IMAGE_SCORE = "__module.model.image_score/"
 DEVIATIONS = f"{IMAGE_SCORE}aten::stack/Concat"
 """Operation of the converted graph that gives the image score's two deviations, of shape ``(2, B)``."""
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
-TEACHER, ENCODER = "__module.model.teacher.", "__module.model.encoder."
+NETWORK = "__module.model."
+ENCODER = f"{NETWORK}encoder."
 IMAGE_LEVELS = 256
 
 
@@ -110,14 +111,15 @@ def first_convolutions(graph: ov.Model) -> list[ov.Node]:
 
 def first_of_teacher(graph: ov.Model) -> list[str]:
     """Return the names of the first convolutions that are not the student encoder's."""
-    return [node.get_friendly_name() for node in first_convolutions(graph) if not _leads_to(node, ENCODER, TEACHER)]
+    found = first_convolutions(graph)
+    return [node.get_friendly_name() for node in found if not _named_by_network(node).startswith(ENCODER)]
 
 
-def _leads_to(node: ov.Node, module: str, other: str) -> bool:
-    """Tell into which of two modules a convolution leads; OpenVINO names it without its own where it folds scales."""
-    while (readers := _readers(node)) and not node.get_friendly_name().startswith((module, other)):
+def _named_by_network(node: ov.Node) -> str:
+    """Return the first name with a module in it from a node on: OpenVINO names convolutions that it folds anew."""
+    while not node.get_friendly_name().startswith(NETWORK) and (readers := _readers(node)):
         node = readers[0]
-    return node.get_friendly_name().startswith(module)
+    return node.get_friendly_name()
 
 
 def _readers(node: ov.Node) -> list[ov.Node]:

@@ -80,15 +80,17 @@ class AnomalyMapGenerator(nn.Module):
         Returns:
             The map, ``(B, K, H, W)``.
         """
-        return self.finish(self.fuse_students(self.student_maps(distances).values()), image_size)
+        return self.finish(self.fuse(distances), image_size)
 
-    def learn(self, distances: Mapping[str, Sequence[torch.Tensor]]) -> None:
-        """Take normal images into what is usual at the border; arguments as in :meth:`student_maps`."""
-        if self.border is None:
-            return
-        maps = self.fuse_students(self.student_maps(distances).values())
-        with torch.autocast(maps.device.type, enabled=False):
-            self.border.update(maps.float())
+    def fuse(self, distances: Mapping[str, Sequence[torch.Tensor]]) -> torch.Tensor:
+        """Fuse scales and students, arguments as in :meth:`student_maps`, to a map ``(B, K, h, w)``, not smoothed."""
+        return self.fuse_students(self.student_maps(distances).values())
+
+    def learn(self, maps: torch.Tensor) -> None:
+        """Take fused maps of normal images, ``(B, K, h, w)`` with B at least 1, into what is usual at the border."""
+        if self.border is not None:
+            with torch.autocast(maps.device.type, enabled=False):
+                self.border.update(maps.float())
 
     def finish(self, maps: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
         """Level the border of maps ``(B, K, h, w)``, smooth them and bring them to the image's size.

@@ -190,12 +190,11 @@ class DskdModel(nn.Module):
         if self.anomaly_map_generator.border is None and self.image_score is None:
             return
         with torch.no_grad():
-            anomalies = self.anomalies(teacher, students)
-            self.anomaly_map_generator.learn(anomalies)
+            maps = self.anomaly_map_generator.fuse(self.anomalies(teacher, students))
+            self.anomaly_map_generator.learn(maps)
             if self.image_score is not None:
-                finest, stride = next(iter(anomalies.values()))[0].shape[-2:], self.teacher.strides[0]
-                image_size = torch.Size(side * stride for side in finest)
-                self.image_score.update(self.anomaly_map_generator(anomalies, image_size))
+                image_size = torch.Size(side * self.teacher.strides[0] for side in maps.shape[-2:])
+                self.image_score.update(self.anomaly_map_generator.finish(maps, image_size))
 
     def forward(self, images: torch.Tensor) -> dict[str, Maps] | InferenceBatch:
         """Compute distances (training) or anomaly map and score (evaluation).
