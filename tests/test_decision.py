@@ -102,6 +102,30 @@ def test_only_good_parts_give_a_threshold(few, warned):
     assert any(f"{few} held-out normal parts" in str(w.message) for w in caught) == warned
 
 
+@pytest.mark.parametrize("defects", [0, 7])
+def test_data_without_masks_have_a_threshold_of_their_maps_all_the_same(defects):
+    """From good parts alone, since nobody knows which pixels of the others are; scores are on another scale."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(30 + defects, 8, 8, generator=generator)
+    maps[:defects] += 5
+    labels = torch.arange(30 + defects) < defects
+    scores = torch.rand(30 + defects, generator=generator) / 10 + labels
+    order = torch.randperm(30 + defects, generator=generator)
+    shown = batch(scores[order], labels[order].long(), maps[order])
+    shown.gt_mask = None
+    post_processor = calibrated(shown)
+    highest = maps[defects:].amax(dim=(1, 2)).numpy()
+    assert post_processor.pixel_threshold == pytest.approx(false_alarm_threshold(highest, 0.01))
+    assert post_processor.image_threshold < 1
+
+
+def test_defects_without_masks_alone_give_no_threshold_of_maps():
+    shown = batch([1.0, 2.0], torch.ones(2, dtype=torch.long))
+    shown.gt_mask = None
+    post_processor = calibrated(shown)
+    assert post_processor.pixel_threshold == post_processor.image_threshold == 0.5, "anomalib's way out"
+
+
 def test_photographs_of_one_part_count_once():
     """Five exposures of each of 40 parts: the threshold is that of the 40 highest scores and highest pixels."""
     generator = torch.Generator().manual_seed(0)

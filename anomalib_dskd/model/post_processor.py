@@ -55,7 +55,7 @@ class DskdPostProcessor(PostProcessor):
             false_alarm_rate=false_alarm_rate, fields=["pred_score", "gt_label"], strict=False
         )
         self._pixel_threshold_metric = PixelThreshold(
-            false_alarm_rate=false_alarm_rate, fields=["anomaly_map", "gt_mask"], strict=False
+            false_alarm_rate=false_alarm_rate, fields=["anomaly_map", "gt_label"], strict=False
         )
 
     def normalize_batch(self, batch: Batch) -> None:

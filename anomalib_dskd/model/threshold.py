@@ -147,7 +147,8 @@ class _MapThreshold(Metric):
 
     Where only normal images are seen, as for image scores, from the highest pixel of each part: at most that share of
     good parts shows a region. Where there are masks, the best F1 over all pixels. Those are counted in bins of
-    0.05 % relative width, so that memory does not grow with the images; the threshold is the edge of a bin.
+    0.05 % relative width, so that memory does not grow with the images; the threshold is the edge of a bin. Where there
+    are defects and no masks nobody knows which of their pixels are normal, and the normal images alone are looked at.
 
     Args:
         false_alarm_rate: Share of good parts that may show a region; used where no mask was seen.
@@ -166,8 +167,19 @@ class _MapThreshold(Metric):
         self.add_state("normal", default=torch.zeros(BINS, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("anomalous", default=torch.zeros(BINS, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, maps: torch.Tensor, masks: torch.Tensor, parts: torch.Tensor | None = None) -> None:
-        """Add raw maps and masks, both ``(B, H, W)``, and numbers of parts, ``(B,)``."""
+    def update(
+        self,
+        maps: torch.Tensor,
+        labels: torch.Tensor,
+        masks: torch.Tensor | None = None,
+        parts: torch.Tensor | None = None,
+    ) -> None:
+        """Add raw maps ``(B, H, W)``, labels ``(B,)``, masks ``(B, H, W)`` if any, and numbers of parts ``(B,)``."""
+        if masks is None:
+            normal = ~labels.flatten().bool()
+            maps = maps[normal]
+            parts = None if parts is None else parts[normal]
+            masks = torch.zeros_like(maps)
         masks = masks.bool().reshape(maps.shape)
         self.maxima.append(maps.flatten(1).amax(dim=1).float())
         self.parts.append(_or_alone(parts, self.maxima[-1]))
@@ -176,14 +188,17 @@ class _MapThreshold(Metric):
         self.anomalous += torch.bincount(bins[masks], minlength=BINS)
 
     def compute(self) -> torch.Tensor:
-        """Return the threshold, a scalar."""
+        """Return the threshold, a scalar; not a number where neither a normal image nor a mask was seen."""
         maxima = dim_zero_cat(self.maxima)
+        if not len(maxima):
+            return maxima.new_tensor(math.nan)
         if not self.anomalous.any():
-            normal = highest_of_each_part(maxima.cpu().numpy(), dim_zero_cat(self.parts).cpu().numpy())
-            threshold = false_alarm_threshold(normal, self.false_alarm_rate)
+            highest = highest_of_each_part(maxima.cpu().numpy(), dim_zero_cat(self.parts).cpu().numpy())
+            threshold = false_alarm_threshold(highest, self.false_alarm_rate)
             return torch.tensor(threshold, dtype=maxima.dtype, device=maxima.device)
-        hits, alarms = (counts.flip(0).cumsum(0).flip(0).double() for counts in (self.anomalous, self.normal))
-        f1 = 2 * hits / (hits + alarms + self.anomalous.sum())
+        anomalous, normal = self.anomalous.cpu(), self.normal.cpu()  # Apple's GPUs have no float64
+        hits, alarms = (counts.flip(0).cumsum(0).flip(0).double() for counts in (anomalous, normal))
+        f1 = 2 * hits / (hits + alarms + anomalous.sum())
         edge = _edge(int(f1.argmax())).to(maxima.device)
         return torch.nextafter(edge, torch.zeros_like(edge))
 
@@ -227,4 +242,4 @@ class PixelThreshold(AnomalibMetric, _MapThreshold):  # type: ignore[misc]
 
     def update(self, batch: Batch) -> None:  # type: ignore[override]
         """Add a batch's maps."""
-        super().update(batch, getattr(batch, "part", None))
+        super().update(batch, batch.gt_mask, getattr(batch, "part", None))
