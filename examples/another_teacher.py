@@ -3,7 +3,7 @@
 
 """Another teacher: what each costs, and weights from a file.
 
-python examples/another_teacher.py --backbones "[resnet18,mobilenetv3_large_100]"
+python examples/another_teacher.py --backbones "[resnet18,mobilenetv3_large_100]" --teacher_weights null  # timm's
 python examples/another_teacher.py --backbones "[wide_resnet50_2]" --teacher_weights wide_resnet50_2.pth
 """
 

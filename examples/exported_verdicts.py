@@ -36,7 +36,7 @@ from anomalib_dskd.benchmark.image_metrics import image_metrics
 from anomalib_dskd.benchmark.interleaved import interleave
 from anomalib_dskd.benchmark.pixel_metrics import PixelMetrics
 from anomalib_dskd.export import export
-from anomalib_dskd.export.verify import MAX_PIXELS, Comparison
+from anomalib_dskd.export.verify import Comparison, decode
 
 Judged = tuple[float, np.ndarray, bool]
 Judge = Callable[[str], Judged]
@@ -53,7 +53,7 @@ def by_checkpoint(model: Dskd, path: str) -> Judged:
 
 def by_bundle(model: inspector.Model, bundle: inspector.Bundle, path: str) -> Judged:
     """Return normalised score, map and verdict of an image."""
-    found = model(inspector.decode(Path(path).read_bytes(), MAX_PIXELS))
+    found = model(decode(Path(path)))
     score = inspector.normalise(float(found["score"]), bundle.metadata["normalisation"]["image"])
     return float(score), found["map"], bool(found["score"] > bundle.threshold)
 

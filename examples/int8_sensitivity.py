@@ -3,9 +3,9 @@
 
 """Which layers INT8 must leave in float32: scores of normal images with all layers in INT8 but those of one scale.
 
-Value ranges come from every second training image, the differences from the others; no test image is seen. One factor
-has been taken off the scores, so what is printed is what no threshold can make good: the standard deviation and the
-largest of the scores' relative differences. The Gaussian of the maps, on the finest grid, is in float32 anyway.
+Value ranges come from every second training image, the differences from the others; no test image is seen. The
+export's corrections have been made, so what is printed is what they leave: the standard deviation and the largest of
+the scores' relative differences. The Gaussian of the maps, on the finest grid, is in float32 anyway.
 
 python examples/int8_sensitivity.py --ckpt model.ckpt --images DATA/train/good
 """
@@ -20,10 +20,9 @@ from anomalib.models import Dskd
 from jsonargparse import ArgumentParser
 from rich.progress import track
 
-from anomalib_dskd import inspector
 from anomalib_dskd.export.graph import convert
 from anomalib_dskd.export.quantize import CONVOLUTIONS, first_convolutions, first_of_teacher, quantize
-from anomalib_dskd.export.verify import MAX_PIXELS, find_images
+from anomalib_dskd.export.verify import decode, find_images
 
 
 def layers_by_scale(graph: ov.Model) -> dict[str, list[str]]:
@@ -57,11 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
     graph = convert(Dskd.load_from_checkpoint(config.ckpt).cpu().eval())
     found = find_images(config.images)
     paths = [found[index] for index in np.linspace(0, len(found) - 1, min(config.number, len(found))).astype(int)]
-    judged = [inspector.decode(path.read_bytes(), MAX_PIXELS) for path in paths[1::2]]
+    judged = [decode(path) for path in paths[1::2]]
     exact = scores(graph, judged)
     lines = []
     for name, layers in track(layers_by_scale(graph).items(), "Quantising", transient=True):
-        ratio = scores(quantize(graph, paths[::2], MAX_PIXELS, layers), judged) / exact
+        ratio = scores(quantize(graph, paths[::2], layers), judged) / exact
         rank = np.corrcoef(exact, exact * ratio)[0, 1]
         lines.append(f"{name:28} {len(layers):6} {ratio.std():8.4f} {np.abs(ratio - 1).max():8.4f} {rank:8.4f}")
     print(f"{len(judged)} normal images")

@@ -32,7 +32,7 @@ def main(
         training_steps: Optimizer steps.
         image_size: Height and width of the network's input in pixels.
     """
-    data = Folder("parts", normal_dir=good, val_split_mode="from_train", val_split_ratio=0.2, num_workers=0)
+    data = Folder("parts", normal_dir=good, val_split_mode="from_train", val_split_ratio=0.2, test_split_mode="none")
     model = Dskd(
         backbone=backbone,
         teacher_weights=teacher_weights,

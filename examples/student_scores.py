@@ -3,7 +3,7 @@
 
 """Image and pixel AUROC of Dskd and of each student alone, on raw scores, and by how much Dskd leads.
 
-anomalib's own table ranks scores that were clamped to [0, 1]; this one ranks what the network gives, with scikit-learn.
+Raw scores are ranked with scikit-learn; anomalib's table has Dskd's own alone.
 "Dskd" is the image score and the fused map; the others rank images by the maximum of a map, "fused" by that of both
 students. The lead is Dskd's in image AUROC, its 95 % interval a paired bootstrap's over the test images, or over the
 parts they show.

@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openvino as ov
 import pytest
@@ -25,7 +26,14 @@ from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import convert
 from anomalib_dskd.export.quantize import DEVIATIONS, _scaled, first_convolutions, first_of_teacher, quantize
-from anomalib_dskd.export.verify import MAX_PIXELS, Comparison, compare, find_images, image_pairs
+from anomalib_dskd.export.verify import (
+    Comparison,
+    compare,
+    decode,
+    find_images,
+    image_pairs,
+    refuse_differences,
+)
 
 from .conftest import run
 
@@ -108,7 +116,8 @@ def test_flips_are_counted_but_for_images_at_the_threshold():
         sum((a > t) != (b > t) and abs(a - t) > 1e-4 * t for a, b in zip(expected, found, strict=True)) for t in levels
     ]
     assert comparison.flips_across == sum(brute) > 0
-    assert comparison.score_difference == pytest.approx(np.max(np.abs(found - expected) / expected))
+    against = np.maximum(expected, comparison.threshold)
+    assert comparison.score_difference == pytest.approx(np.max(np.abs(found - expected) / against))
     for index in comparison.flips:
         assert (expected[index] > comparison.threshold) != (found[index] > comparison.threshold)
         assert f"{found[index]:.6g}  {index}" in comparison.report()
@@ -195,7 +204,7 @@ def test_int8_clips_nothing_that_it_was_shown(int8_bundle, mvtec_root):
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled.outputs[-len(ranges) :]
     for path in find_images(mvtec_root / "stripes/train/good"):
-        found = compiled(inspector.decode(path.read_bytes(), MAX_PIXELS)[None])
+        found = compiled(decode(path)[None])
         reached = np.array([found[output].max() for output in outputs])
         assert (reached < 1.05 * highest).all()
 
@@ -256,7 +265,7 @@ def test_int8_says_so_where_openvino_names_operations_otherwise(small_bundle, mv
             node.set_friendly_name("otherwise")
     images = find_images(mvtec_root / "stripes/train/good")
     with pytest.raises(DskdError, match=r"OpenVINO .* names it otherwise. Export with --precision f32"):
-        quantize(graph, images, MAX_PIXELS)
+        quantize(graph, images)
 
 
 def test_f16_bundle(small_checkpoint, small_bundle, mvtec_root, tmp_path):
@@ -309,6 +318,26 @@ def test_a_bundle_that_returns_no_number_is_refused(model, small_bundle, mvtec_r
     write_metadata(bundle, json.loads((bundle / "metadata.json").read_text()))
     with pytest.raises(DskdError, match="is no number"):
         compare(model, bundle, pairs)
+
+
+@pytest.mark.parametrize("differing", ["score", "map"])
+def test_a_difference_without_a_flip_is_refused_in_float32(differing):
+    """Both scores are above the threshold, at which alone drawn pictures would tell nothing."""
+    scores = [9.0, 5.0] if differing == "score" else [9.0, 9.0]
+    comparison = Comparison(1.0, ["a"], scores[:1], scores[1:], 0.2 if differing == "map" else 0.0)
+    with pytest.raises(DskdError, match=f"{differing}s differ from the checkpoint's by"):
+        refuse_differences([Comparison(1.0), comparison], 0, "f32", 0)
+    refuse_differences([comparison], 0, "int8", 0)
+
+
+def test_images_that_the_inspector_refuses_are_named(small_checkpoint, tmp_path):
+    """Training takes them, since Pillow reads 16-bit colour as 8 bits."""
+    (tmp_path / "deep").mkdir()
+    cv2.imwrite(str(tmp_path / "deep/a.png"), np.zeros((80, 96, 3), np.uint16))
+    for precision in ("f32", "int8"):
+        with pytest.raises(DskdError, match=r"deep/a\.png: it has 16-bit .* The inspector refuses"):
+            export(small_checkpoint, tmp_path / "bundle", precision, images=tmp_path / "deep")
+    assert not (tmp_path / "bundle").exists()
 
 
 def set_threshold(bundle: Path, threshold: float) -> None:

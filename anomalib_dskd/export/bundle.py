@@ -23,7 +23,6 @@ from .checkpoint import load_checkpoint
 from .graph import convert
 from .quantize import quantize
 from .verify import (
-    MAX_PIXELS,
     Comparison,
     bundle_size,
     common_size,
@@ -75,7 +74,7 @@ def export(
     thresholds = raw_thresholds(model)
     graph = convert(model)
     if precision == "int8":
-        graph = quantize(graph, normal, MAX_PIXELS)
+        graph = quantize(graph, normal)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -104,7 +103,7 @@ def raw_thresholds(model: Dskd) -> dict[str, float]:
         processor = model.post_processor
         threshold = float("nan") if processor is None else float(getattr(processor, f"{name}_threshold"))
         if not math.isfinite(threshold):
-            msg = f"The checkpoint has no {name} threshold: train with validation images, or run anomalib validate."
+            msg = f"The checkpoint has no {name} threshold: train with validation images."
             raise DskdError(msg)
         sensitivity = float(getattr(processor, f"{name}_sensitivity"))
         thresholds[name] = threshold
@@ -192,7 +191,7 @@ def check(
     drawn = compare(model, folder, drawn_pairs(size))
     real = compare(model, folder, image_pairs(fitting(images, size)))
     print(real.report() if images else "No images were given to verify with; drawn pictures alone were compared.")  # noqa: T201
-    refuse_differences(max(drawn.map_difference, real.map_difference), len(real.flips), precision, max_flips)
+    refuse_differences([drawn, real], len(real.flips), precision, max_flips)
     return {"drawn_pictures": _without_flips(drawn), "images": real.summary() if images else "none were given"}
 
 

@@ -13,10 +13,10 @@ from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
 
-from anomalib_dskd import inspector
 from anomalib_dskd.errors import DskdError
 
 from .nncf_log import only_errors
+from .verify import decode
 
 SUBSET = 100
 # what comes before and after the networks
@@ -38,9 +38,7 @@ ENCODER = f"{NETWORK}encoder."
 IMAGE_LEVELS = 256
 
 
-def quantize(
-    graph: ov.Model, images: Sequence[Path], max_pixels: int, in_float: Sequence[str] | None = None
-) -> ov.Model:
+def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | None = None) -> ov.Model:
     """Quantise the networks of a graph after training.
 
     Resize, distances and maps stay in float32, and so does the teacher's first convolution: a grey level is much where
@@ -54,19 +52,19 @@ def quantize(
     Args:
         graph: Graph as :func:`~anomalib_dskd.export.graph.convert` returns it.
         images: Normal images that value ranges and corrections are taken from; 100 of them, evenly spread, are used.
-        max_pixels: As in :func:`anomalib_dskd.inspector.decode`.
         in_float: Names of the layers that stay in float32; by default :func:`first_of_teacher`.
 
     Returns:
         Quantised graph with the same input and outputs.
 
     Raises:
-        DskdError: If the image score's deviations are not found, since OpenVINO names operations otherwise.
+        DskdError: If the inspector would refuse an image, or the image score's deviations are not found, since
+            OpenVINO names operations otherwise.
     """
     chosen = [images[index] for index in np.linspace(0, len(images) - 1, min(SUBSET, len(images))).astype(int)]
 
     def read(path: Path) -> np.ndarray:
-        return inspector.decode(path.read_bytes(), max_pixels)[None]
+        return decode(path)[None]
 
     exact_peaks, exact = _judge(graph, map(read, chosen))
     with only_errors():

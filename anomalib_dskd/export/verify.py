@@ -22,6 +22,7 @@ from anomalib_dskd.model import Dskd
 from .checkpoint import load_checkpoint
 
 TOLERANCE = 1e-4
+TINY = np.finfo(np.float32).tiny
 THRESHOLDS = 100
 MAX_PIXELS = 64_000_000
 DRAWN_SIZES = ((96, 80), (300, 1000), (720, 540))
@@ -48,9 +49,12 @@ class Comparison:
 
     @property
     def score_difference(self) -> float:
-        """Largest difference of a score, relative to the checkpoint's."""
+        """Largest difference of a score, relative to the checkpoint's or the threshold, whichever is larger.
+
+        Scores far below the threshold are next to 0, and their own size says nothing.
+        """
         expected, found = np.array(self.expected), np.array(self.found)
-        return float(np.max(np.abs(found - expected) / np.maximum(expected, np.finfo(np.float32).tiny), initial=0))
+        return float(np.max(np.abs(found - expected) / np.maximum(expected, max(self.threshold, TINY)), initial=0))
 
     def flips_at(self, threshold: float) -> np.ndarray:
         """Return which verdicts differ at a threshold, ``(n,)``, but for scores within 1e-4 of it, relatively."""
@@ -130,7 +134,7 @@ def compare(model: Dskd, bundle: Path, pairs: Iterable[Pair]) -> Comparison:
         if not all(np.isfinite(found[output]).all() for output in ("score", "map")):
             msg = f"The bundle's score or map of {name} is no number; the checkpoint's score is {predicted.pred_score}."
             raise DskdError(msg)
-        difference = np.abs(found["map"] - expected).max() / max(expected.max(), np.finfo(np.float32).tiny)
+        difference = np.abs(found["map"] - expected).max() / max(expected.max(), TINY)
         comparison.map_difference = max(comparison.map_difference, float(difference))
         comparison.names.append(name)
         comparison.expected.append(float(predicted.pred_score))
@@ -151,9 +155,28 @@ def drawn_pairs(size: tuple[int, int] | None) -> Iterator[Pair]:
 
 
 def image_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
-    """Yield images as anomalib reads them and as the inspector does."""
+    """Yield images as anomalib reads them and as the inspector does.
+
+    Raises:
+        DskdError: If the inspector would refuse one of them.
+    """
     for path in track(paths, "Verifying", transient=True, disable=len(paths) < WORTH_A_BAR):
-        yield str(path), read_image(path, as_tensor=True), inspector.decode(path.read_bytes(), MAX_PIXELS)
+        yield str(path), read_image(path, as_tensor=True), decode(path)
+
+
+def decode(path: Path) -> np.ndarray:
+    """Decode an image of up to 64 megapixels as the inspector does, ``(H, W, 3)`` in ``uint8``.
+
+    Raises:
+        DskdError: If the inspector would refuse it.
+    """
+    try:
+        return inspector.decode(path.read_bytes(), MAX_PIXELS)
+    except inspector.ImageError as error:
+        msg = (
+            f"{path}: {error}. The inspector refuses such images: convert all, those of the line too, and train again."
+        )
+        raise DskdError(msg) from None
 
 
 def find_images(folder: Path | None) -> list[Path]:
@@ -192,11 +215,11 @@ def fitting(images: Sequence[Path], size: tuple[int, int] | None) -> list[Path]:
     return usable
 
 
-def refuse_differences(map_difference: float, flips: int, precision: str, max_flips: int) -> None:
+def refuse_differences(compared: Sequence[Comparison], flips: int, precision: str, max_flips: int) -> None:
     """Raise if a bundle does not decide as its checkpoint does.
 
     Args:
-        map_difference: Largest relative difference of a map; with ``"f32"`` at most 1e-4.
+        compared: Comparisons whose scores and maps, with ``"f32"``, may differ by at most 1e-4.
         flips: Flipped verdicts.
         precision: The bundle's.
         max_flips: Flipped verdicts to put up with.
@@ -207,9 +230,11 @@ def refuse_differences(map_difference: float, flips: int, precision: str, max_fl
     if flips > max_flips:
         msg = f"{flips} verdicts are flipped, more than max_flips={max_flips}. Use precision f32, or allow for so many."
         raise DskdError(msg)
-    if precision == "f32" and map_difference > TOLERANCE:
-        msg = f"The bundle's maps differ from the checkpoint's by {map_difference:.1e}, more than {TOLERANCE:.0e}."
-        raise DskdError(msg)
+    for name in ("score", "map"):
+        difference = max(getattr(each, f"{name}_difference") for each in compared)
+        if precision == "f32" and difference > TOLERANCE:
+            msg = f"The bundle's {name}s differ from the checkpoint's by {difference:.1e}, more than {TOLERANCE:.0e}."
+            raise DskdError(msg)
 
 
 def verify(ckpt: Path, bundle: Path, images: Path, max_flips: int = 0) -> None:
@@ -222,7 +247,7 @@ def verify(ckpt: Path, bundle: Path, images: Path, max_flips: int = 0) -> None:
         max_flips: Flipped verdicts to put up with.
 
     Raises:
-        DskdError: If more verdicts are flipped, or maps differ by more than 1e-4 with precision f32.
+        DskdError: If more verdicts are flipped, or scores or maps differ by more than 1e-4 with precision f32.
     """
     try:
         metadata = inspector.Bundle.open(bundle).metadata
@@ -231,7 +256,7 @@ def verify(ckpt: Path, bundle: Path, images: Path, max_flips: int = 0) -> None:
     except inspector.BundleError as error:
         raise DskdError(str(error)) from None
     print(comparison.report())  # noqa: T201
-    refuse_differences(comparison.map_difference, len(comparison.flips), metadata.get("precision", ""), max_flips)
+    refuse_differences([comparison], len(comparison.flips), metadata.get("precision", ""), max_flips)
 
 
 def bundle_size(contract: dict[str, Any]) -> tuple[int, int] | None:

@@ -60,7 +60,7 @@ class ImageScore(nn.Module):
             held_out: Whether the images are those held out for a threshold.
 
         Returns:
-            Scores of shape ``(B,)``, not negative; about 1 where both are as usual.
+            Scores of shape ``(B,)``, not negative; 0.69 where both are as usual.
         """
         # its logarithm is not told more exactly than to a twentieth; one image alone has no deviation
         stands_out = (map_contrast(maps) - self.contrast) / self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
