@@ -36,11 +36,12 @@ def main() -> int:
     if asked == "inspect":
         return inspect()
     names = [asked] if asked in MODULES else list(MODULES)  # importing torch takes seconds, so only for those in need
-    arguments = [_by_name(*pair) for pair in zip(sys.argv, map(_underscored, sys.argv[1:]), strict=False)]
+    separate = [part for argument in sys.argv for part in _separated(argument)]
+    arguments = [_by_name(*pair) for pair in zip(separate, map(_underscored, separate[1:]), strict=False)]
     functions = {name: getattr(_module(MODULES[name]), name) for name in names}
     config_help = "YAML file of the arguments below; an argument that follows it wins."
     if asked == "benchmark":
-        config_help += f" Ready by name: {', '.join(list_configs('benchmark'))} (demo takes minutes)."
+        config_help += f" Ready by name: {', '.join(list_configs('benchmark'))} (demo is the shortest)."
     auto_cli({**functions, "inspect": inspect}, args=arguments, config_help=config_help, as_positional=False)
     return 0
 
@@ -61,6 +62,12 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _separated(argument: str) -> list[str]:
+    """Take ``--config=NAME`` apart."""
+    name, equals, value = argument.partition("=")
+    return [name, value] if equals and name == "--config" else [argument]
 
 
 def _by_name(before: str, argument: str) -> str:

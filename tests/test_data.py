@@ -104,6 +104,16 @@ def test_truncated_jpeg_is_found(tmp_path):
         check_images([path])
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_damaged_header_is_a_damaged_image(tmp_path):
+    """One of so many pixels that Pillow takes it for an attack."""
+    path = write(tmp_path / "a.bmp")
+    header = path.read_bytes()
+    path.write_bytes(header[:18] + (60_000).to_bytes(4, "little") * 2 + header[26:])
+    with pytest.raises(DskdError, match=r"a\.bmp: Image size \(3600000000 pixels\) exceeds limit.*Restore the file"):
+        check_images([path])
+
+
 def test_many_bad_images_are_counted(tmp_path):
     paths = [tmp_path / f"{index:02}.png" for index in range(13)]
     for path in paths:

@@ -229,6 +229,24 @@ def test_training_learns_from_each_training_image_once(tmp_path, mvtec_root):
     assert torch.equal(loaded.model.image_score.whole_image.weight, score.whole_image.weight)
 
 
+def test_images_of_no_known_part_are_parts_of_their_own(tmp_path, mvtec_root):
+    """Where the table of images tells the parts of some only, or of those of the test."""
+    learned = []
+    for parts in (None, ["a", "b", *[None] * 6]):
+        model = Dskd(teacher_weights="random", image_size=64, training_steps=1, visualizer=False)
+        engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False)
+        data = MVTecAD(mvtec_root, "stripes", num_workers=0)
+        data.prepare_data()
+        data.setup()
+        if parts:
+            data.train_data.samples = data.train_data.samples.assign(part=parts)
+        data.setup = lambda stage=None: None
+        engine.fit(model, datamodule=data)
+        learned.append(model.model.image_score.whole_image)
+    assert learned[0].usual > 0
+    torch.testing.assert_close(learned[1].usual, learned[0].usual)
+
+
 def test_threshold_is_of_held_out_images_as_if_they_were_new(tmp_path, mvtec_root):
     """They are learned from, the test images of ``same_as_test`` are not."""
     looked_at = {}
@@ -246,8 +264,9 @@ def test_threshold_is_of_held_out_images_as_if_they_were_new(tmp_path, mvtec_roo
 
 
 def fitted(tmp_path, loader: DataLoader, **arguments) -> DskdModel:
-    model = Dskd(teacher_weights="random", image_size=64, denoising=0.0, visualizer=False, **arguments)
-    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False, max_steps=1)
+    arguments = {"denoising": 0.0, "training_steps": 1, **arguments}
+    model = Dskd(teacher_weights="random", image_size=64, visualizer=False, **arguments)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False)
     engine.fit(model, train_dataloaders=loader)
     return model.model
 
@@ -294,6 +313,8 @@ def test_a_stream_of_images_is_trained_on_without_a_look_before(tmp_path):
         def __iter__(self):
             return iter(PICTURES)
 
+    loader = DataLoader(Stream(), batch_size=4, collate_fn=images_alone)
     with pytest.warns(UserWarning, match="none was looked at before training"):
-        whole = fit_loader(tmp_path, DataLoader(Stream(), batch_size=4, collate_fn=images_alone))
-    assert not whole.weight.any()
+        model = fitted(tmp_path, loader, denoising=0.5, training_steps=3)  # two steps an epoch
+    assert not model.image_score.whole_image.weight.any()
+    assert model.image_score.updates > 0

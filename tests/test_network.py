@@ -378,6 +378,7 @@ def test_fusions_and_smoothing_do_what_they_say():
         ({"students": "teacher"}, "'both', 'encoder', 'decoder'"),
         ({"interaction": "none"}, "'gradient', 'stop_gradient'"),
         ({"decoder_blocks": 0}, "decoder_blocks=0 must be at least 1"),
+        ({"smoothing": -1}, "0 switches it off"),
         ({"scale_fusion": "mean"}, "'sum', 'product', 'max'"),
         ({"student_fusion": "mean"}, "'sum', 'product', 'max'"),
         ({"layers": ["layer9"]}, "'layer1', 'layer2', 'layer3', 'layer4'"),
@@ -391,6 +392,11 @@ def test_wrong_value_is_answered_with_the_right_ones(arguments, listed):
         build(**arguments)
     assert listed in str(error.value)
     assert repr(next(iter(arguments.values()))) in str(error.value)
+
+
+def test_smoothing_wider_than_the_map_is_refused():
+    with pytest.raises(DskdError, match="map of 16 locations is too small for its smoothing: 33 locations"):
+        build(smoothing=16).eval()(images(1, (64, 80)))
 
 
 def test_images_too_small():

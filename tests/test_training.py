@@ -4,7 +4,9 @@
 """Training through anomalib's engine: length, selection, seed, precision, reload."""
 
 import logging
+import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -245,36 +247,61 @@ def test_users_checkpoint_wins(tmp_path, data):
         assert same(weights(model), torch.load(path, weights_only=True)["state_dict"])
 
 
-@pytest.mark.parametrize("denoising", [0.0, 0.5])
-def test_resumed_training_remembers_the_best_validation(tmp_path, data, denoising):
-    """Also where the best one came before the interruption and all later ones are worse."""
+class Spoil(Callback):
+    """Make all validations after the fourth step worse."""
 
-    class Spoil(Callback):
-        def on_train_epoch_start(self, trainer, pl_module) -> None:
-            if trainer.global_step >= 4:
-                torch.nn.init.normal_(pl_module.model.decoder.heads[0].weight, std=100.0)
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        if trainer.global_step >= 4:
+            torch.nn.init.normal_(pl_module.model.decoder.heads[0].weight, std=100.0)
 
-    class Interrupt(Callback):
-        def on_train_epoch_start(self, trainer, pl_module) -> None:
-            if trainer.global_step == 6:
-                raise KeyboardInterrupt
 
-    def train(folder, callbacks, ckpt_path=None):
-        runner = engine(folder, callbacks=callbacks)
+class Interrupt(Callback):
+    """Interrupt after the sixth step, as Ctrl-C does."""
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        if trainer.global_step == 6:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def train_holding_out(data, tmp_path):
+    """Train ten steps in a folder, with half of the training images held out."""
+
+    def train(folder: str, callbacks=(), ckpt_path=None, **kwargs):
+        runner = engine(tmp_path / folder, callbacks=[Spoil(), *callbacks])
         datamodule = data(val_split_mode="from_train", val_split_ratio=0.5, train_batch_size=2)
+        model = dskd(training_steps=10, **kwargs)
         try:
-            model = dskd(training_steps=10, denoising=denoising)
             runner.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
         except (KeyboardInterrupt, SystemExit):
             return runner, None
         return runner, weights(model)
 
-    _, whole = train(tmp_path / "whole", [Spoil()])
-    interrupted, _ = train(tmp_path / "two", [Spoil(), Interrupt()])
-    resumed, weights_after = train(tmp_path / "two", [Spoil()], interrupted.best_model_path)
+    return train
+
+
+@pytest.mark.parametrize("denoising", [0.0, 0.5])
+def test_resumed_training_remembers_the_best_validation(tmp_path, train_holding_out, denoising):
+    """Also where the best one came before the interruption and all later ones are worse."""
+    train = partial(train_holding_out, denoising=denoising)
+    others = Evaluator(test_metrics=[AUPRO(["anomaly_map", "gt_mask"])])  # what is measured may change meanwhile
+    _, whole = train("whole")
+    interrupted, _ = train("two", [Interrupt()], evaluator=others)
+    resumed, weights_after = train("two", ckpt_path=interrupted.best_model_path)
     assert same(whole, weights_after)
     assert resumed.best_model_path != interrupted.best_model_path
-    assert same(whole, torch.load(resumed.best_model_path, weights_only=True)["state_dict"])
+    saved = torch.load(resumed.best_model_path, weights_only=True)["state_dict"]
+    assert same(whole, {name: value for name, value in saved.items() if not name.startswith("evaluator.")})
+
+
+def test_resumed_training_goes_on_where_the_best_validation_was_moved(tmp_path, train_holding_out):
+    interrupted, _ = train_holding_out("two", [Interrupt()])
+    moved = shutil.move(interrupted.best_model_path, tmp_path / "moved.ckpt")
+    with pytest.warns(UserWarning, match="best checkpoint so far is gone"):
+        resumed, weights_after = train_holding_out("two", ckpt_path=moved)
+    saved = torch.load(resumed.best_model_path, weights_only=True)
+    assert saved["global_step"] > torch.load(moved, weights_only=True)["global_step"]
+    assert same(weights_after, saved["state_dict"])
 
 
 def test_validation_loss_is_of_normal_images(tmp_path, data):

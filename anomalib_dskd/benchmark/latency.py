@@ -67,7 +67,6 @@ def measure_latency(
     warmup: int = 3,
     seed: int = 0,
     threads: int | None = None,
-    reference: str | None = None,
     progress: Callable[[str, int, int], object] = lambda *_: None,
 ) -> list[dict[str, Any]]:
     """Time models in turns within this process, on the CPU; start it with :data:`.interleaved.PROCESS_ENVIRONMENT`.
@@ -92,29 +91,25 @@ def measure_latency(
         warmup: Number of rounds before that.
         seed: Seed of the order in each round.
         threads: Number of threads. Defaults to torch's.
-        reference: Model that ``ratio`` compares with. Defaults to the first.
         progress: Called with the stage, and steps done and to be done in it.
 
     Returns:
         A row for each model, engine (``torch``, ``openvino``), precision (``f32``, ``bf16``, ``int8``) and batch:
         ``median_ms``, ``q1_ms``, ``q3_ms`` and ``p99_ms`` for the batch; ``images_per_second``, from the median;
-        ``best_batch``, whether that is the model's highest in this engine and precision; ``ratio`` to the reference in
-        the same engine, precision and batch, and ``ratio_to_torch`` to the same model in torch f32, both the median
+        ``best_batch``, whether that is the model's highest in this engine and precision; ``ratio`` to the first model
+        in the same engine, precision and batch, and ``ratio_to_torch`` to the same model in torch f32, both the median
         over rounds of the ratio within a round; ``file_to_verdict_ms``, median; ``peak_memory_mib``, weights and what
         loading and a prediction need above the process; ``map_error``, the mean absolute difference of the anomaly map
         to that of torch in f32, as a share of the latter's mean, ``None`` where that is 0; ``exported_mb``;
         ``rounds``, ``threads``; ``error``, why there are no figures.
 
     Raises:
-        DskdError: If there is nothing to time, or the reference is no model.
+        DskdError: If there is nothing to time.
     """
     if not models or not images or rounds < 1 or min(batches, default=0) < 1:
         msg = f"Nothing to time: {len(models)} models, {len(images)} images, {rounds} rounds, batches {list(batches)}."
         raise DskdError(msg)
-    reference = next(iter(models)) if reference is None else reference
-    if reference not in models:
-        msg = f"reference={reference!r} is not one of the models {', '.join(models)}."
-        raise DskdError(msg)
+    reference = next(iter(models))
     rows: list[dict[str, Any]] = []
     with _on_cpu(models.values(), threads) as used_threads:
         exports = {}

@@ -66,7 +66,7 @@ def _problem(path: str | Path, mask_path: str | Path) -> str | None:
             return None
         path = mask_path
         width, height = _read(path)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these for broken files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
         reason = "it is empty" if Path(path).is_file() and Path(path).stat().st_size == 0 else str(error)
         return f"{path}: {reason}. Restore the file or take it away."
     if abs(width * size[1] - height * size[0]) > ASPECT_TOLERANCE * width * size[1]:

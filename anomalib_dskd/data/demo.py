@@ -43,7 +43,6 @@ class DemoTextures(MVTecAD):
     Args:
         root: Folder to make the images in. Defaults to ``"./datasets/DemoTextures"``.
         category: ``"brick"``, ``"grass"`` or ``"gravel"``. Defaults to ``"brick"``.
-        generation_seed: Seed of crops and defects; another one needs another ``root``. Defaults to ``0``.
         train_batch_size: Training batch size. Defaults to ``32``.
         eval_batch_size: Validation and test batch size. Defaults to ``32``.
         num_workers: Processes that load images. Defaults to ``0``; the images are small.
@@ -59,7 +58,6 @@ class DemoTextures(MVTecAD):
         self,
         root: Path | str | None = "./datasets/DemoTextures",
         category: str = "brick",
-        generation_seed: int = 0,
         train_batch_size: int = 32,
         eval_batch_size: int = 32,
         num_workers: int = 0,
@@ -76,13 +74,12 @@ class DemoTextures(MVTecAD):
             val_split_mode=val_split_mode,
             seed=seed,
         )
-        self.generation_seed = generation_seed
         self.train_data: AnomalibDataset
 
     def prepare_data(self) -> None:
         """Make the category's images unless they are there."""
         if not (self.root / self.category).is_dir():
-            make_category(self.root, self.category, self.generation_seed)
+            make_category(self.root, self.category)
 
     def _create_val_split(self) -> None:
         if self.val_split_mode != ValSplitMode.FROM_TRAIN:

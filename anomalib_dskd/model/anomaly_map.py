@@ -11,7 +11,7 @@ from anomalib.models.components.filters.blur import GaussianBlur2d, compute_kern
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_dskd.errors import check_choice
+from anomalib_dskd.errors import DskdError, check_choice
 
 from .components import BorderLevel
 from .components.residual import resize_to
@@ -112,6 +112,9 @@ class AnomalyMapGenerator(nn.Module):
         """
         alone = torch.eye(locations).to(maps)
         reach = len(self.kernel) // 2
+        if reach >= int(locations):
+            msg = f"The map of {locations} locations is too small for its smoothing: {2 * reach + 1} locations wide."
+            raise DskdError(msg)
         padded = F.pad(alone[None], (reach, reach), mode="reflect")[0]
         smooth = sum(weight * padded[:, shift : shift + locations] for shift, weight in enumerate(self.kernel))
         return resize_to(smooth[None, None], torch.Size((locations, pixels)))[0, 0]

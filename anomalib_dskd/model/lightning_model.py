@@ -24,6 +24,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import seed_everything
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -72,6 +73,7 @@ NO_BF16 = {"NO AVX", "AVX2"}  # as torch calls x86 CPUs without AVX-512
 SPLIT_SEED = 0
 SUBSETS = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",)}
 DEFAULT_FOLDER = ("weights", "lightning")
+SELECTS_NOTHING = {None, "step", "epoch"}
 EXPECTED_WARNINGS = (
     r"You have overridden `on_after_batch_transfer`",  # it only makes room in the batch
     r"Found \d+ module\(s\) in eval mode",  # the teacher's
@@ -131,7 +133,7 @@ class Dskd(AnomalibModule):
             Photographs of one part, told by a column ``part`` of the data set's samples, count once, with the
             highest score. Defaults to ``0.01``.
         training_steps: Optimizer steps to train where neither ``max_epochs`` nor ``max_steps`` is given to the
-            trainer. Defaults to ``300``.
+            trainer, or ``max_epochs`` is Lightning's own 1000. Defaults to ``300``.
         learning_rate: Peak of the one-cycle schedule. Defaults to ``5e-3``.
         weight_decay: AdamW's decoupled weight decay. Defaults to ``1e-5``.
         seed: Seed of the initial weights and of the order of images; with any seed, a random split without one of
@@ -271,22 +273,22 @@ class Dskd(AnomalibModule):
 
     def training_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Compute the pyramid-matching loss of a batch of normal images ``(B, 3, H, W)``."""
-        del kwargs
-        seen = self._draw_defects(batch.image, batch_idx=args[0] if args else 0)
+        del args, kwargs
+        seen = self._draw_defects(batch.image)
         teacher, students = self.model.features(batch.image, seen)
         loss = self.loss(self.model.distances(teacher, students))
         self._learn_usual(batch.image, seen, teacher, students)
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=batch.batch_size)
         return loss
 
-    def _draw_defects(self, images: torch.Tensor, batch_idx: int) -> torch.Tensor | None:
+    def _draw_defects(self, images: torch.Tensor) -> torch.Tensor | None:
         """Return what the students see; the same for the same step, so that a resumed training sees it again."""
         if not self.hparams.denoising:
             return None
         on_gpu = [images.device] if images.device.type == "cuda" else []
         with torch.random.fork_rng(devices=on_gpu, enabled=self.hparams.seed is not None):
             if self.hparams.seed is not None:
-                step = (self.current_epoch * self.trainer.num_training_batches + batch_idx) * self.trainer.world_size
+                step = self.trainer.fit_loop.epoch_loop.total_batch_idx * self.trainer.world_size
                 torch.manual_seed(self.hparams.seed + step + self.global_rank)
             return draw_defects(images, self.hparams.denoising)
 
@@ -471,24 +473,31 @@ class Dskd(AnomalibModule):
         for images, paths, is_held_out in normal_images(self.trainer):
             normalised = images.to(self.device) if transform is None else transform(images.to(self.device))
             descriptors.append(whole_image.describe(self.model.teacher(normalised)))
-            parts += [len(parts) + i if path is None else self._parts.get(path, path) for i, path in enumerate(paths)]
+            numbers = [-1 if path is None else self._parts.get(path, -1) for path in paths]
+            parts += [number if number >= 0 else f"alone {len(parts) + i}" for i, number in enumerate(numbers)]
             held_out += [is_held_out] * len(paths)
         if descriptors:
-            numbers, _ = pd.factorize(np.array(parts, dtype=object))
-            whole_image.learn(torch.cat(descriptors), torch.from_numpy(numbers), torch.tensor(held_out))
+            whole_image.learn(
+                torch.cat(descriptors),
+                torch.from_numpy(pd.factorize(np.array(parts, dtype=object))[0]),
+                torch.tensor(held_out),
+            )
 
     def on_train_start(self) -> None:
         """Validate a few times only: an epoch of a small data set is two steps long."""
         trainer = self.trainer
         if not self._owns_budget:
             return
-        steps_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        epochs = math.ceil(trainer.max_steps / steps_an_epoch)
-        if self._owns_schedule:
-            trainer.check_val_every_n_epoch = max(1, epochs // VALIDATIONS)
+        length = f"{trainer.max_steps} steps"
+        if math.isfinite(trainer.num_training_batches):  # a stream has no epochs
+            steps_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+            epochs = math.ceil(trainer.max_steps / steps_an_epoch)
+            length += f" ({epochs} epochs)"
+            if self._owns_schedule:
+                trainer.check_val_every_n_epoch = max(1, epochs // VALIDATIONS)
         rank_zero_info(
-            f"Training {trainer.max_steps} steps ({epochs} epochs): training_steps decides, since neither max_epochs "
-            "nor max_steps was given."
+            f"Training {length}: training_steps decides, since neither max_steps nor max_epochs was given "
+            f"(max_epochs={LIGHTNING_DEFAULT_EPOCHS} cannot be told from none)."
         )
 
     def on_train_epoch_start(self) -> None:
@@ -514,11 +523,12 @@ class Dskd(AnomalibModule):
         selected = [
             callback.best_model_path
             for callback in trainer.checkpoint_callbacks
-            if callback.monitor not in {None, "step", "epoch"} and callback.best_model_path
+            if callback.monitor not in SELECTS_NOTHING and callback.best_model_path
         ]
         if not selected:
             return
         checkpoint = trainer.strategy.load_checkpoint(selected[-1])
+        self._keep_own_metrics(checkpoint)
         self.load_state_dict(checkpoint["state_dict"])
         rank_zero_info(f"The weights of step {checkpoint['global_step']} were selected: {selected[-1]}")
         ours = trainer.checkpoint_callback
@@ -592,8 +602,14 @@ class Dskd(AnomalibModule):
         """Let the resumed training remember the best validation: a new folder would have Lightning forget it."""
         for callback in self._trainer.checkpoint_callbacks:
             state = checkpoint.get("callbacks", {}).get(callback.state_key)
-            if state is not None and _is_anomalib_default(callback):
+            if state is None:
+                continue
+            if _is_anomalib_default(callback):
                 state["dirpath"] = callback.dirpath
+            best = state["best_model_path"]
+            if callback.monitor not in SELECTS_NOTHING and best and not get_filesystem(best).exists(best):
+                rank_zero_warn(f"The best checkpoint so far is gone, {best}: the best from here on will be selected.")
+                state.update(best_model_path="", best_model_score=None, kth_best_model_path="", best_k_models={})
 
     def _is_test_after_resume(self) -> bool:
         """Tell the test at the end of ``Engine.train``, which is handed the checkpoint that training started from."""

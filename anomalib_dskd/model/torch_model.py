@@ -91,6 +91,9 @@ class DskdModel(nn.Module):
         if decoder_blocks < 1:
             msg = f"decoder_blocks={decoder_blocks} must be at least 1."
             raise DskdError(msg)
+        if smoothing < 0:
+            msg = f"smoothing={smoothing} must not be negative; 0 switches it off."
+            raise DskdError(msg)
         self.teacher = Teacher(backbone, layers)
         channels, strides = self.teacher.channels, self.teacher.strides
         wide = regions and whole_image
