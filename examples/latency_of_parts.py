@@ -128,7 +128,7 @@ def _compile_int8(model: Dskd, image_size: int) -> Callable[[int], object]:
     noise = Image.effect_noise((image_size, image_size), 64).convert("RGB")
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         noise.save(file.name)
-        quantized = quantize(convert(model), [Path(file.name)], image_size**2)
+        quantized = quantize(convert(model), [Path(file.name)])
     inspector.leave_out_students(quantized)
     quantized.reshape([1, image_size, image_size, 3])
     return _predictor(quantized, np.asarray(noise)[None], "f32")
