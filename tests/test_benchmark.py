@@ -389,9 +389,10 @@ def test_mistakes_stop_it_before_it_starts(tmp_path):
     printed, _ = (process := start_benchmark(tmp_path, tmp_path / "file", models=MODELS)).communicate(timeout=120)
     assert process.returncode == 1
     assert "error: Results cannot be written" in printed
-    asked = subprocess.run([COMMAND, "benchmark", "--config", "nosuch"], capture_output=True, text=True, check=False)
-    assert asked.returncode == 1
-    assert "one of: ablation, demo, magnetic_tile, mvtec_3d_rgb, mvtec_ad, training" in asked.stderr
+    for option in (["--config", "nosuch"], ["--config=nosuch"]):
+        asked = subprocess.run([COMMAND, "benchmark", *option], capture_output=True, text=True, check=False)
+        assert asked.returncode == 1
+        assert "one of: ablation, demo, magnetic_tile, mvtec_3d_rgb, mvtec_ad, training" in asked.stderr
 
 
 def test_help_names_what_is_ready():
