@@ -27,7 +27,7 @@ def demo(out: Path = Path("dskd_demo"), training_steps: int | None = None) -> No
     """Train and test Dskd on textures with drawn defects, through the stock anomalib command.
 
     Needs no network: the teacher came with ``pip install anomalib-dskd[offline]``, and the images are made from
-    photographs that ship with scikit-image. Takes a few minutes on a CPU.
+    photographs that ship with scikit-image. Takes about a quarter of an hour on two cores.
 
     Args:
         out: Folder for images, checkpoints and pictures.
@@ -49,7 +49,7 @@ def demo(out: Path = Path("dskd_demo"), training_steps: int | None = None) -> No
     table.add_row("mean", *(f"{value:.3f}" for value in pd.DataFrame(rows)[list(METRICS)].mean()), end_section=True)
     console.print(table)
     for folder in folders:
-        console.print(str(folder), soft_wrap=True)
+        console.print(str(folder), soft_wrap=True, markup=False)
     console.print(
         "Each picture there shows image, encoder's map, decoder's map, fused map, mask and what was found; "
         "'images' beside it is drawn by anomalib, 'weights' holds the checkpoint."
@@ -68,7 +68,7 @@ def _train(out: Path, category: str, training_steps: int | None, console: Consol
     ]
     if training_steps is not None:
         command += ["--model.training_steps", str(training_steps)]
-    console.print(f"\n[bold]{shlex.join(['anomalib', *command[1:]])}", soft_wrap=True)
+    console.print("\n" + shlex.join(["anomalib", *command[1:]]), style="bold", soft_wrap=True, markup=False)
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore::FutureWarning"}  # of other packages about each other
     if subprocess.run(command, env=quiet, check=False).returncode != 0:  # noqa: S603
         msg = f"The command above failed; what it printed says why. What it wrote is in {results}."

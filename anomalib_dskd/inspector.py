@@ -47,6 +47,7 @@ OK, NG, ERROR = "OK", "NG", "ERROR"
 EXIT_NG, EXIT_ERROR = 3, 4
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 MORE_THAN_8_BIT = {"I", "F"}
+HIGHEST_LEVEL = 255
 BYTES_PER_PIXEL = 8  # of the largest file: 16 bits and an alpha channel, uncompressed
 PICTURE = re.compile(r"\d{8}T\d{12}Z-.*\.(ok|ng)\.(jpg|npz|part)")
 SMALLEST_PICTURE, LARGEST_PICTURE = 400, 1024
@@ -192,14 +193,23 @@ def decode(data: bytes, max_pixels: int, size: tuple[int, int] | None = None) ->
         if size is not None and image.size != size:
             msg = f"it has {image.width}x{image.height} pixels, the bundle was made for {size[0]}x{size[1]}"
             raise ImageError(msg)
-        # Pillow gives 16-bit colour as RGB; only the decoder's argument tells
-        if image.mode in MORE_THAN_8_BIT or ";16" in f"{image.mode}{getattr(image, 'tile', '')}":
+        if has_more_than_8_bits(image):
             msg = f"it has 16-bit or float levels (mode {image.mode}), the model was trained on 8 bits"
             raise ImageError(msg)
         if image.format == "PNG":
             image.verify()  # checksums, which decoding does not look at
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def has_more_than_8_bits(image: Image.Image) -> bool:
+    """Tell an image with more than 8 bits a channel before it is decoded: Pillow gives 16-bit colour as RGB."""
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)  # only the decoder's arguments tell
+        highest = arguments[-1] if tile[0] in {"ppm", "ppm_plain"} else 0
+        if ";16" in str(arguments) or (isinstance(highest, int) and highest > HIGHEST_LEVEL):
+            return True
+    return image.mode in MORE_THAN_8_BIT or ";16" in image.mode
 
 
 @dataclass
@@ -561,7 +571,7 @@ def numbered(path: Path, number: int) -> Path:
 
 
 def list_images(source: Path, leave_out: Path | None, problem: Callable[[OSError], None] | None = None) -> list[Path]:
-    """List the images of a file or a folder and those below it, sorted.
+    """List the images of a file or a folder and those below it, sorted; folders that links lead to are below it too.
 
     Args:
         source: File or folder.
@@ -571,8 +581,19 @@ def list_images(source: Path, leave_out: Path | None, problem: Callable[[OSError
     if os.path.isfile(source):  # noqa: PTH113 - Path's raises where a share is lost
         return [source]
     found: list[Path] = []
-    for folder, folders, names in os.walk(source, onerror=problem):
-        folders[:] = [name for name in folders if Path(folder, name).resolve() != leave_out]
+    top = Path(source).resolve()
+    entered = {top}
+    for folder, folders, names in os.walk(source, onerror=problem, followlinks=True):
+        below = []
+        for name in folders:
+            path = Path(folder, name)
+            target = path.resolve()
+            # a link to within the folder shows what is listed there, and one to a folder above it has no end
+            listed = target in entered or (path.is_symlink() and (target.is_relative_to(top) or target in top.parents))
+            if target != leave_out and not listed:
+                entered.add(target)
+                below.append(name)
+        folders[:] = below
         found += [Path(folder, name) for name in names if Path(name).suffix.lower() in EXTENSIONS]
     return sorted(found)
 
@@ -952,8 +973,8 @@ def positive(kind: type) -> Callable[[str], Any]:
 
     def convert(text: str) -> Any:  # noqa: ANN401
         value = kind(text)
-        if not value > 0:
-            msg = f"{text} is not greater than 0"
+        if not 0 < value < math.inf:
+            msg = f"{text} is not a number greater than 0"
             raise argparse.ArgumentTypeError(msg)
         return value
 

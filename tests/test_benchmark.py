@@ -20,11 +20,14 @@ import yaml
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 from filelock import FileLock
+from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from anomalib_dskd import Dskd
+from anomalib_dskd.benchmark.cell import run_cell
 from anomalib_dskd.benchmark.config import DataConfig, ModelConfig, TeacherConfig, make_cells, read_config
 from anomalib_dskd.benchmark.prepare import check, prepare_data, prepare_model
+from anomalib_dskd.benchmark.runner import announce
 from anomalib_dskd.benchmark.store import finish, is_finished, read_result, start
 from anomalib_dskd.benchmark.training_curve import TrainingCurve
 from anomalib_dskd.errors import DskdError
@@ -301,6 +304,12 @@ def test_configurations_that_cannot_be_run():
     (cell,) = cells_of(SMALL["data"], [{"class_path": "Padim", "init_args": {"feature": 1}}])
     with pytest.raises(DskdError, match="does not accept"):
         check([cell])
+    (cell,) = cells_of(SMALL["data"], [{**MODELS[3], "trainer": {"presicion": "bf16-mixed"}}])
+    with pytest.raises(DskdError, match="Padim: Lightning's trainer has no argument presicion"):
+        check([cell])
+    assert read_config(ModelConfig, {"class_path": "Padim", "init_args": None, "name": 5}) == ModelConfig(
+        "Padim", name="5"
+    )
     (cell,) = cells_of(SMALL["data"], [{"class_path": "Dfm"}])
     with pytest.raises(DskdError, match="Dfm: no published length of training is known here"):
         check([cell])
@@ -355,16 +364,52 @@ def test_models_that_cannot_take_the_teacher():
         assert reason in prepare_model(cell).obstacle
 
 
-def test_a_model_of_another_teacher_is_not_compared():
+def test_a_model_of_another_teacher_is_not_compared(tmp_path):
     for init_args, named in (
         ({"backbone": "resnet18"}, "backbone=resnet18 and not the benchmark's tf_efficientnet_lite0"),
         ({"pre_trained": False}, "pre_trained=False and not"),
     ):
         (cell,) = cells_of(SMALL["data"], [{"class_path": "Padim", "init_args": {**init_args, "n_features": 20}}])
         assert named in prepare_model(cell).obstacle
+        assert run_cell(cell, tmp_path, start(tmp_path, cell))["status"] == "no_teacher"
     same = {"backbone": LITE0.backbone, "n_features": 20}
     (cell,) = cells_of(SMALL["data"], [{"class_path": "Padim", "init_args": same}])
     assert prepare_model(cell).obstacle is None
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no network"), MemoryError()])
+def test_what_may_be_had_another_time_is_no_reason_to_leave_a_model_out(monkeypatch, error):
+    def fail(*_, **__) -> None:
+        raise error
+
+    (cell,) = cells_of(SMALL["data"], [{"class_path": "Padim", "init_args": {"n_features": 20}}])
+    monkeypatch.setattr("anomalib_dskd.benchmark.prepare._try", fail)
+    with pytest.raises(type(error)):
+        prepare_model(cell)
+
+
+def test_defects_drawn_anew_for_each_model_are_refused(mvtec_root):
+    init_args = {"name": "parts", "normal_dir": str(mvtec_root / "stripes/train/good"), "test_split_mode": "synthetic"}
+    (cell,) = cells_of([{"class_path": "Folder", "init_args": init_args}], MODELS[3:4])
+    with pytest.raises(DskdError, match="Folder draws its test defects, anew for each model"):
+        prepare_data(cell)
+
+
+def test_some_images_must_be_held_out(mvtec_root):
+    init_args = {"root": str(mvtec_root), "category": "stripes"}
+    (cell,) = cells_of([{"class_path": "MVTec", "init_args": init_args}], MODELS[3:4], hold_out=0.01)
+    with pytest.raises(DskdError, match=r"hold_out=0.01 of \d+ normal training images is none"):
+        prepare_data(cell)
+
+
+def test_names_in_any_script_and_with_brackets(capsys):
+    data = [{"class_path": "Folder", "init_args": {"category": {"grid": ["螺丝", "瓶子"]}}}]
+    cells = cells_of(data, [{**MODELS[0], "name": "Dskd [/small]"}])
+    assert [cell.folder.parts[2] for cell in cells] == ["螺丝", "瓶子"]
+    announce(cells[0], {"status": "failed", "reason": "no [/data/images] here"}, Console(width=200), "1/2")
+    assert "Dskd [/small] on Folder 螺丝, seed 0: failed: no [/data/images] here" in capsys.readouterr().out
+    with pytest.raises(DskdError, match=r"'A B on .* and 'A\+B on .* would share the folder cells/"):
+        cells_of(SMALL["data"], [{**MODELS[0], "name": name} for name in ("A B", "A+B")])
 
 
 def test_a_changed_weights_file_changes_the_cell(tmp_path):

@@ -569,8 +569,45 @@ def test_cells_of_other_configurations_are_left_out(tmp_path):
     write_report(tmp_path, COMMAND, {"Dskd 0", "Stfpm 0"})
     text = (tmp_path / "report.md").read_text()
     assert "1 cells of other configurations lie in the folder and are left out" in text
+    assert "1 more are not there yet; the command goes on where it was stopped" in text  # Stfpm
     assert "Padim" not in text
     assert list(pd.read_csv(tmp_path / "results.csv").model) == ["Dskd"]
+
+
+def test_a_share_of_the_images_alone_is_reported(tmp_path):
+    """To sort out by a quarter of the images."""
+    images = write_images(tmp_path / "images")
+    for model in ("Dskd", "Padim"):
+        write_cell(tmp_path, "parts", "bolt", model, 0, images, fraction=0.25)
+    write_report(tmp_path, COMMAND)
+    text = (tmp_path / "report.md").read_text()
+    assert "All tables are of models trained on 25.0% of the training images" in text
+    assert markdown_tables(tmp_path)[0].index.tolist() == ["Dskd", "Padim"]
+
+
+def test_ratios_name_what_they_are_of(tmp_path):
+    """Though its cell is of another configuration by now."""
+    images = write_images(tmp_path / "images")
+    write_cell(tmp_path, "parts", "bolt", "Padim", 0, images)
+    (tmp_path / "costs").mkdir()
+    row = {"data": "parts", "category": "bolt", "engine": "torch", "precision": "f32", "median_ms": 7.25, "ratio": 2.0}
+    row |= {"model": "Padim", "cell": "Padim 0", "reference": "Dskd"}
+    (tmp_path / "costs/parts.json").write_text(json.dumps({"environment": {}, "rows": [row]}))
+    write_report(tmp_path, COMMAND)
+    assert "its ratio to Dskd's and to the same model's" in (tmp_path / "report.md").read_text()
+
+
+def test_figures_stay_in_their_folder(tmp_path):
+    images = write_images(tmp_path / "images")
+    out = tmp_path / "a/b/out"
+    folder = write_cell(out, "parts", "bolt", "Dskd", 0, images)
+    cell = json.loads((folder / "cell.json").read_text())
+    cell["cell"]["data"] = "Folder ../../../data/a"
+    (folder / "cell.json").write_text(json.dumps(cell))
+    before = {*tmp_path.rglob("*")}
+    write_report(out, COMMAND)
+    assert all(path.is_relative_to(out) for path in {*tmp_path.rglob("*")} - before)
+    assert list((out / "figures").iterdir())
 
 
 def test_how_and_where_cells_ran(report):

@@ -8,20 +8,23 @@ import shutil
 from pathlib import Path
 from urllib.error import URLError
 
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import yaml
 from anomalib.data import Folder, MVTec3D, MVTecAD, PredictDataset
-from anomalib.data.utils import read_image
 from PIL import Image
 
 from anomalib_dskd.data import DataError, DemoTextures, MagneticTile, MVTec, check_images
+from anomalib_dskd.data.check import check_samples
 from anomalib_dskd.data.demo import make_category
 from anomalib_dskd.data.demo_defects import DEFECTS
 from anomalib_dskd.data.magnetic_tile import CLASSES, make_magnetic_tile_dataset
 from anomalib_dskd.data.magnetic_tile_splits import DEV_TILES, TEST_TILES
 from anomalib_dskd.errors import DskdError
+from anomalib_dskd.inspector import ImageError, decode
 
 from .conftest import REPO, SHARED, anomalib, needs_shared
 from .test_training import dskd, engine
@@ -64,10 +67,14 @@ def test_a_smaller_mask_of_the_same_proportions_works(category, tmp_path):
     train(category, tmp_path)
 
 
-def test_sixteen_bit_colour_keeps_its_levels(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", np.full((8, 8, 3), 100 * 257, np.uint16))
-    check_images([tmp_path / "a.tif"])
-    assert float(read_image(tmp_path / "a.tif", as_tensor=True).mean()) == pytest.approx(100 / 255)
+def test_an_image_may_have_a_mask_for_each_defect(tmp_path):
+    """As in MVTec LOCO, whose lists of masks anomalib merges itself."""
+    image = str(write(tmp_path / "a.png"))
+    masks = [str(write(tmp_path / f"{i}.png")) for i in range(2)]
+    check_samples(pd.DataFrame({"image_path": [image, image], "mask_path": [masks, None]}))
+    Path(masks[1]).write_bytes(b"")
+    with pytest.raises(DskdError, match=r"1\.png: it is empty"):
+        check_samples(pd.DataFrame({"image_path": [image], "mask_path": [masks]}))
 
 
 # Images that do not
@@ -81,7 +88,7 @@ SPOILED = {
     "truncated": (truncate, "Restore the file or take it away"),
     "empty": (lambda path: path.write_bytes(b""), "it is empty"),
     "text": (lambda path: path.write_text("no image"), "cannot identify image file"),
-    "16 bit": (lambda path: write(path, mode="I;16"), "16-bit or float grey levels"),
+    "16 bit": (lambda path: write(path, mode="I;16"), "16-bit or float levels"),
 }
 
 
@@ -102,6 +109,17 @@ def test_truncated_jpeg_is_found(tmp_path):
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DskdError, match="truncated"):
         check_images([path])
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.ppm"])
+def test_sixteen_bit_colour_is_refused_as_on_the_line(tmp_path, name):
+    """Pillow gives it as 8 bits, so that a line would refuse what was trained on without a word."""
+    levels = np.full((8, 8, 3), 100 * 257, np.uint16)
+    tifffile.imwrite(tmp_path / name, levels) if name == "a.tif" else cv2.imwrite(str(tmp_path / name), levels)
+    with pytest.raises(DskdError, match=f"{name}: 16-bit"):
+        check_images([tmp_path / name])
+    with pytest.raises(ImageError, match="16-bit"):
+        decode((tmp_path / name).read_bytes(), max_pixels=64)
 
 
 @pytest.mark.filterwarnings("error")

@@ -62,6 +62,7 @@ def test_false_alarms_come_at_the_rate_asked_for(rate, number, distribution):
 def test_false_alarm_threshold_of_strange_samples():
     assert false_alarm_threshold(np.array([3.0]), 0.01) == 3.0
     assert false_alarm_threshold(np.full(7, 3.0), 0.01) == 3.0
+    assert false_alarm_threshold(np.array([0.0, 1, 1, 1, 1, 1]), 0.9) == 0  # where the tail would go on below
     with pytest.raises(ValueError, match="No scores"):
         false_alarm_threshold(np.array([]), 0.01)
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -402,6 +402,21 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path):
     assert [error.filename for error in problems] == [str(tmp_path / "absent")]
 
 
+def test_folders_that_links_lead_to_are_listed_once(images, tmp_path):
+    source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    shutil.copytree(images / "good", source / "good")
+    shutil.copytree(images / "good", elsewhere / "deep")
+    (source / "day1").symlink_to(elsewhere)
+    (source / "latest").symlink_to(source / "good")
+    (source / "all").symlink_to(tmp_path)
+    (elsewhere / "loop").symlink_to(elsewhere)
+    number = len(list((images / "good").iterdir()))
+    listed = inspector.list_images(source, None)
+    assert {path.parent for path in listed} == {source / "good", source / "day1/deep"}
+    assert len(listed) == 2 * number
+    assert inspector.list_images(source, elsewhere) == sorted((source / "good").iterdir())
+
+
 def many(images: Path, folder: Path, number: int) -> Path:
     folder.mkdir()
     for index in range(number):

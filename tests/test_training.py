@@ -226,6 +226,14 @@ def test_validation_loss_selects_on_a_set_of_its_own(tmp_path, data):
     assert model.model.decoder.heads[0].weight.std() < 10
 
 
+@pytest.mark.parametrize("split", ["same_as_test", "from_train"])
+def test_a_diverged_training_says_so(tmp_path, data, split):
+    """Rather than what torch says of histograms of what is no number, or a threshold that is none."""
+    model = dskd(training_steps=8, learning_rate=1e30, denoising=0.0)
+    with pytest.raises(DskdError, match=r"diverged at step \d+: scores are not finite. Lower learning_rate \(1e\+30\)"):
+        engine(tmp_path).fit(model, datamodule=data(val_split_mode=split))
+
+
 @pytest.mark.parametrize("split", ["same_as_test", "from_test"])
 def test_test_images_never_select(tmp_path, data, split):
     runner = engine(tmp_path)

@@ -128,7 +128,7 @@ def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell,
 def _size(model: AnomalibModule, cell: Cell) -> dict[str, float]:
     try:
         return measure_size(model, tuple(cell.config["image_size"]))
-    except ValueError:  # PatchCore's bank is still empty
+    except (ValueError, RuntimeError):  # before they are fitted PatchCore's bank is empty, PaDiM's Gaussians too
         return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 

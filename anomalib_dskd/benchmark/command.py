@@ -74,7 +74,7 @@ def benchmark(
     if timing_rounds < 0:
         msg = f"timing_rounds={timing_rounds} must be 0 or more."
         raise DskdError(msg)
-    console = Console()
+    console = Console(markup=False)  # paths may hold brackets
     data_configs = [read_config(DataConfig, config) for config in data]
     if root is not None:
         for config in data_configs:
@@ -114,6 +114,7 @@ def _run_and_report(cells: list[Cell], out: Path, console: Console, run: Run, ti
     _print_lengths(cells, console)
     record = {"command": shlex.join(["anomalib-dskd", *sys.argv[1:]]), "started": _now()}
     digests = {cell.digest for cell in cells}
+    write_json(out / "run.json", record)
     try:
         run(missing, out, console)
         failed = [cell for cell in cells if not is_finished(out, cell)]

@@ -149,8 +149,11 @@ def read_config(kind: type[ConfigType], values: dict[str, Any]) -> ConfigType:
         DskdError: If ``class_path`` is missing or a key is unknown.
     """
     try:
-        return kind(**values)
-    except TypeError as error:
+        given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        if "name" in given:
+            given["name"] = str(given["name"])  # YAML reads 5 as a number
+        return kind(**given)
+    except (TypeError, AttributeError) as error:
         keys = ", ".join(entry.name for entry in fields(kind))
         msg = f"{values} is no {kind.__name__}: {error}. Its keys are {keys}."
         raise DskdError(msg) from error
@@ -221,7 +224,10 @@ def make_cells(
     folders: dict[Path, Cell] = {}
     for cell in cells:
         if cell.folder in folders:
-            msg = f"Two cells are called '{cell}': give one of the models or data sets a name."
+            other = folders[cell.folder]
+            msg = f"Two cells are called '{cell}': give one of the models or data sets a name, and no seed twice."
+            if str(other) != str(cell):
+                msg = f"'{other}' and '{cell}' would share the folder {cell.folder}: give one another name."
             raise DskdError(msg)
         folders[cell.folder] = cell
     return cells
@@ -299,4 +305,4 @@ def class_name(class_path: str) -> str:
 
 def slug(name: str) -> str:
     """Make a name fit for a folder on every system."""
-    return re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("._") or "_"
+    return re.sub(r"[^\w.=-]+", "_", name).strip("._") or "_"

@@ -16,6 +16,7 @@ from anomalib.models import AnomalibModule
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model.cost import evaluating
 
+from .config import slug
 from .engines import Engine, OpenVinoEngine, TorchEngine, read_images
 from .environment import has_bf16
 from .exported import Exported, describe, export
@@ -258,7 +259,7 @@ def _export_all(
     exports = {}
     for number, (name, model) in enumerate(models.items()):
         progress("export", number, len(models))
-        exports[name] = export(model, folder / name, image_size, batches, images)
+        exports[name] = export(model, folder / slug(name), image_size, batches, images)
     return exports
 
 

@@ -18,9 +18,11 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import ValSplitMode
+from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from anomalib.models import AnomalibModule
 from anomalib.utils.serialization import anomalib_safe_globals
 from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_dskd.errors import DskdError
@@ -57,7 +59,8 @@ def check(cells: Iterable[Cell]) -> None:
         cells: Cells that are about to be run.
 
     Raises:
-        DskdError: If there is no such class, it has no such argument, or nobody said how long to train it.
+        DskdError: If there is no such class, it or Lightning's trainer has no such argument, or nobody said how long to
+            train it.
     """
     for key, package, kind in (("model", anomalib.models, AnomalibModule), ("data", anomalib.data, AnomalibDataModule)):
         seen: list[dict[str, Any]] = []
@@ -67,6 +70,9 @@ def check(cells: Iterable[Cell]) -> None:
                 seen.append(spec)
                 cls = _find(spec["class_path"], package, kind)
                 _parse(cls, spec["init_args"])
+                if unknown := spec.get("trainer", {}).keys() - inspect.signature(Trainer).parameters.keys():
+                    msg = f"{cls.__name__}: Lightning's trainer has no argument {', '.join(sorted(unknown))}."
+                    raise DskdError(msg)
                 if key == "model" and cls.__name__ not in RECIPES and (spec["epochs"], spec["steps"]) == (None, None):
                     msg = (
                         f"{cls.__name__}: no published length of training is known here ({', '.join(RECIPES)} have "
@@ -88,7 +94,8 @@ def prepare_data(cell: Cell) -> AnomalibDataModule:
         Data module that is set up.
 
     Raises:
-        DskdError: If there is no such data module, or it has no such argument.
+        DskdError: If there is no such data module, it has no such argument, it draws its test defects, or no image is
+            held out.
         DataError: If images are absent.
     """
     spec = cell.config["data"]
@@ -109,6 +116,18 @@ def prepare_data(cell: Cell) -> AnomalibDataModule:
     data = cls(**_parse(cls, init_args))
     data.prepare_data()
     data.setup(TrainerFn.FITTING)
+    if isinstance(data.test_data, SyntheticAnomalyDataset):
+        msg = (
+            f"{class_name(spec['class_path'])} draws its test defects, anew for each model, so that none could be "
+            "compared: give it test images (test_split_mode from_dir, and a folder of defects)."
+        )
+        raise DskdError(msg)
+    if not len(data.val_data):
+        msg = (
+            f"hold_out={cell.config['hold_out']} of {len(data.train_data)} normal training images is none: thresholds "
+            "need some that were not trained on. Give a larger hold_out, or more images."
+        )
+        raise DskdError(msg)
     tested = set(data.test_data.samples.image_path)
     if data.val_data.has_anomalous or tested & {*data.train_data.samples.image_path, *data.val_data.samples.image_path}:
         msg = f"{class_name(spec['class_path'])} trains or validates on test images: give it another val_split_mode."
@@ -172,7 +191,7 @@ def prepare_model(cell: Cell) -> PreparedModel:
         try:
             model = cls(**with_teacher)
             _try(model, image_size)
-        except DskdError:
+        except (DskdError, OSError, MemoryError, torch.OutOfMemoryError):  # no network or memory: another time it may
             raise
         except Exception as error:  # noqa: BLE001  # models say in many ways that they do not know a backbone
             reason = f"{cls.__name__} cannot be built on {backbone}: {type(error).__name__}: {error}"

@@ -40,7 +40,8 @@ class RankCurve:
         order = np.argsort(scores, kind="stable")[::-1]
         weights = np.ones(len(scores)) if weights is None else weights
         weights, labels = weights[..., order], labels[order]
-        ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, np.ones(min(len(scores), 1), dtype=bool)))
+        ranked = scores[order]
+        ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], np.ones(min(len(scores), 1), dtype=bool)))
         after = np.cumsum(weights * ~labels, axis=-1)[..., ends]
         hits = np.cumsum(weights * labels, axis=-1)[..., ends]
         return cls(_shifted(after), after, hits, (weights * ~labels).sum(axis=-1))

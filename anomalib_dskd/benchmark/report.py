@@ -92,6 +92,8 @@ def _overview(results: Results, command: str) -> Section:
         f"{int((cells['status'] == 'no_teacher').sum())} cannot take the teacher",
     ]
     blocks: list[Block] = [Text("; ".join(counts) + ".")]
+    if results.missing:
+        blocks.append(Text(f"{results.missing} more are not there yet; the command goes on where it was stopped."))
     if results.unreadable:
         blocks.append(Text(f"{len(results.unreadable)} files could not be read; the last section names them."))
     if results.others:
@@ -107,6 +109,8 @@ def _data_set(results: Results, data: str, style: Style, figures: Path, bootstra
     seeds = ", ".join(str(seed) for seed in sorted(cells["seed"].unique()))
     categories = ", ".join(sorted(map(str, cells["category"].unique())))
     intro = f"Categories: {categories}. Seeds: {seeds}."
+    if (share := results.share(data)) < 1:
+        intro += f" All tables are of models trained on {share:.1%} of the training images."
     means = "mean over categories, ± standard deviation over seeds; best in bold"
     shown: dict[str, list[Block | None]] = {
         "Detection of defective images": [

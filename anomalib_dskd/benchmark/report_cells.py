@@ -16,6 +16,7 @@ import pandas as pd
 from anomalib_dskd.errors import DskdError
 
 from .config import SCHEMA
+from .store import PARTIAL
 
 IDENTITY = ["data", "category", "model", "fraction", "seed"]
 # columns that stand in the table whether or not a cell has them
@@ -37,6 +38,7 @@ COST_COLUMNS = {
     "peak_memory_mib": np.nan,
     "best_batch": False,
     "random_weights": False,
+    "reference": None,
     "error": None,
 }
 
@@ -57,6 +59,7 @@ class Results:
         finished: When it ended, or nothing.
         unreadable: What could not be used, and why.
         others: Number of cells in the folder that are of other configurations, and left out.
+        missing: Number of cells that are still to be run.
     """
 
     cells: pd.DataFrame
@@ -67,13 +70,19 @@ class Results:
     finished: str = ""
     unreadable: list[str] = field(default_factory=list)
     others: int = 0
+    missing: int = 0
+
+    def share(self, data: str) -> float:
+        """Return the largest share of the training images that a data set's cells train on, mostly all."""
+        tables = (self.cells, self.costs)
+        return float(max(share for each in tables for share in each.loc[each["data"] == data, "fraction"]))
 
     def whole(self, data: str) -> pd.DataFrame:
-        """Return a data set's cells that train on all images, whatever became of them."""
-        return self.cells[(self.cells["data"] == data) & (self.cells["fraction"] == 1)]
+        """Return a data set's cells that train on the largest share, whatever became of them."""
+        return self.cells[(self.cells["data"] == data) & (self.cells["fraction"] == self.share(data))]
 
     def done(self, data: str) -> pd.DataFrame:
-        """Return the finished ones among a data set's cells that train on all images."""
+        """Return the finished ones among a data set's cells that train on the largest share of the images."""
         cells = self.whole(data)
         return cells[cells["status"] == "done"]
 
@@ -104,6 +113,8 @@ def read_results(out: Path, digests: Collection[str] | None = None) -> Results:
     rows, scores, others = [], {}, 0
     environments: dict[str, dict[str, Any]] = {}
     for path in sorted(out.glob("cells/*/*/*/seed*/cell.json")):
+        if path.parent.suffix == PARTIAL:
+            continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if digests is not None and content["digest"] not in digests:
@@ -144,6 +155,7 @@ def read_results(out: Path, digests: Collection[str] | None = None) -> Results:
         finished=str(times.get("finished") or ""),
         unreadable=unreadable,
         others=others,
+        missing=max(0, len(digests) - len(rows)) if digests is not None else 0,
     )
 
 

@@ -70,7 +70,7 @@ def interval(results: Results, data: str, model: str, reference: str, bootstrap:
             )
             for pair in pairs
         ]
-        if found:
+        if found and not np.isnan(found).any():
             bounds.append(np.mean(found, axis=0))
     if not bounds:
         return None

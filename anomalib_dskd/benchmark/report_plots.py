@@ -67,7 +67,8 @@ def pareto(results: Results, data: str, style: Style, folder: Path) -> Figure | 
     """
     cells = results.done(data)
     accuracy = {model: mean.value for model, mean in means(cells, "image_AUROC").items() if mean.is_complete}
-    costs = results.single_f32(data).query("fraction == 1")
+    costs = results.single_f32(data)
+    costs = costs[costs["fraction"] == results.share(data)]
     times = costs[costs["model"].isin(list(accuracy))].groupby(["model", "engine"])["median_ms"].median().dropna()
     if times.empty:
         return None
@@ -96,7 +97,7 @@ def pareto(results: Results, data: str, style: Style, folder: Path) -> Figure | 
     on_front = ", ".join(f"{p.model} with {p.engine}" for p in front.itertuples())
     return _save(
         canvas,
-        folder / f"{data}_pareto.png",
+        folder / slug(f"{data}_pareto.png"),
         alt=f"Image AUROC against latency on {data}: {listed}. On the front: {on_front}.",
         caption=(
             "Image AUROC against latency at batch 1 in f32; up and to the left is better. No model beats one on the "
@@ -158,7 +159,7 @@ def curves(results: Results, data: str, style: Style, folder: Path) -> Figure | 
     models = ", ".join(handles)
     return _save(
         canvas,
-        folder / f"{data}_curves.png",
+        folder / slug(f"{data}_curves.png"),
         alt=f"{', '.join(panels)} curves of {models} on {data}; the areas below them are in the tables above.",
         caption="Means of the curves of all categories and seeds at equal false-positive rate.",
     )
@@ -199,7 +200,7 @@ def growth_curves(results: Results, data: str, style: Style, folder: Path) -> Fi
     canvas.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return _save(
         canvas,
-        folder / f"{data}_growth.png",
+        folder / slug(f"{data}_growth.png"),
         alt=f"{', '.join(MEASURES[name] for name in measures)} of {', '.join(labels)} on {data} against the share "
         "of the training images; the figures are in the table below.",
         caption="Latency and memory in inference, where timed, are those of one image with torch in f32.",
@@ -234,7 +235,7 @@ def training_curves(points: pd.DataFrame, data: str, style: Style, folder: Path)
     axes.legend(frameon=False, fontsize=9)
     return _save(
         canvas,
-        folder / f"{data}_training.png",
+        folder / slug(f"{data}_training.png"),
         alt=f"Image AUROC on {data} in the course of training: {'; '.join(ends)}.",
         caption=(
             "Accuracy of the test images in the course of training, means over categories and seeds. Each model is on "
@@ -268,7 +269,6 @@ def _finish(axes) -> None:  # noqa: ANN001
 
 
 def _save(canvas: Canvas, path: Path, alt: str, caption: str) -> Figure:
-    path = path.with_name(slug(path.name))  # Markdown takes no blanks in a link
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path)
     return Figure(path, alt, caption)

@@ -260,7 +260,7 @@ def latency(results: Results, data: str) -> Table | None:
         results: Costs.
         data: Name of the data set.
     """
-    costs = results.costs[(results.costs["data"] == data) & (results.costs["fraction"] == 1)]
+    costs = results.costs[(results.costs["data"] == data) & (results.costs["fraction"] == results.share(data))]
     if costs.empty:
         return None
     numbers = ["median_ms", "q1_ms", "q3_ms", *(name for name in COSTS if name in costs and costs[name].notna().any())]
@@ -286,9 +286,10 @@ def latency(results: Results, data: str) -> Table | None:
             mark = "random weights" if of_model["random_weights"].astype(bool).any() else ""
             rows.append(Row(str(model), entries, mark=mark))
     several = len(set(costs["category"])) > 1
+    reference = next(iter(costs["reference"].dropna()), costs["model"].iloc[0])
     caption = (
         "Time for a batch in milliseconds (median, quartiles, 99th percentile), throughput, its ratio to "
-        f"{costs['model'].iloc[0]}'s and to the same model's in torch f32, each the median over rounds in which both "
+        f"{reference}'s and to the same model's in torch f32, each the median over rounds in which both "
         "ran and so what to compare, and the time from a file on the disk to a verdict. Peak memory is what loading "
         "and a prediction need; the map error is the mean absolute difference to torch in f32 as a share of the map's "
         "mean; of fewer than 100 rounds the 99th percentile is between the two slowest."

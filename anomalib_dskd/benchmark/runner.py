@@ -27,6 +27,7 @@ from .store import FAILED, PROGRESS, finish, read_result, start, write_json
 
 # torch's large tensors in pages of 2 MiB: a step of PatchCore's coreset, which makes one of a gigabyte, takes a third
 CELL_ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
+AS_IT_IS = {"markup": False, "soft_wrap": True, "highlight": False}  # reasons may hold brackets
 SHOWN = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "AUPRO_30": "AUPRO"}
 
 Notify = Callable[[Cell, dict[str, Any]], None]
@@ -78,7 +79,7 @@ def run_process(cell: Cell, out: Path, watch: Callable[[dict[str, Any]], None] =
 def announce(cell: Cell, result: dict[str, Any], console: Console, number: str) -> None:
     """Print what became of a cell."""
     if result["status"] == FAILED:
-        console.print(f"[red]{number} {cell}: failed: {result['reason']}", soft_wrap=True, highlight=False)
+        console.print(f"{number} {cell}: failed: {result['reason']}", style="red", **AS_IT_IS)
     elif result.get("metrics"):
         figures = ", ".join(
             f"{label} {result['metrics'][name]:.3f}" for name, label in SHOWN.items() if name in result["metrics"]
@@ -86,16 +87,16 @@ def announce(cell: Cell, result: dict[str, Any], console: Console, number: str) 
         training = result["training"]
         length = f"{training['steps']} steps, {training['seconds'] / 60:.1f} min"
         doubt = ", not converged" if result.get("converged") is False else ""
-        console.print(f"{number} {cell}: {figures} ({length}{doubt})", soft_wrap=True, highlight=False)
+        console.print(f"{number} {cell}: {figures} ({length}{doubt})", **AS_IT_IS)
     else:
-        console.print(f"[yellow]{number} {cell}: {result['reason']}", soft_wrap=True, highlight=False)
+        console.print(f"{number} {cell}: {result['reason']}", style="yellow", **AS_IT_IS)
 
 
 def progress_bars(console: Console) -> Progress:
     """Return bars that tell what is done, what is to come and the time left."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -16,6 +16,7 @@ RESULT = "cell.json"
 PROGRESS = "progress.json"
 WEIGHTS = "model.ckpt"
 FAILED = "failed"
+PARTIAL = ".partial"
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -64,7 +65,7 @@ def finish(out: Path, cell: Cell, result: dict[str, Any]) -> None:
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
     """Write a file that is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}{PARTIAL}")
     partial.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
     _flush(partial)
     partial.replace(path)
@@ -72,7 +73,7 @@ def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
 
 def _work_folder(out: Path, cell: Cell) -> Path:
     folder = out / cell.folder
-    return folder.with_name(f"{folder.name}.partial")
+    return folder.with_name(f"{folder.name}{PARTIAL}")
 
 
 def _flush(path: Path) -> None:

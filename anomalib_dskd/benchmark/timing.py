@@ -97,7 +97,7 @@ def _measure(out: Path, task: dict[str, Any], state: Path) -> None:
     for row in rows:
         cell = names[row["model"]]
         row |= {"data": cell.data, "category": cell.category, "model": cell.model, "fraction": cell.fraction}
-        row["cell"] = cell.digest
+        row |= {"cell": cell.digest, "reference": cells[0].model}
         row["random_weights"] = (read_result(out / cell.folder) or {}).get("status") != "done"
     write_json(Path(task["target"]), {"digest": task["digest"], "environment": environment(), "rows": rows})
 

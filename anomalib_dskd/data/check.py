@@ -14,8 +14,8 @@ from PIL import Image
 from rich.progress import track
 
 from anomalib_dskd.errors import DskdError
+from anomalib_dskd.inspector import has_more_than_8_bits
 
-MORE_THAN_8_BIT = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 LISTED = 10
 WORTH_A_BAR = 500
 ASPECT_TOLERANCE = 0.01
@@ -28,19 +28,27 @@ def check_samples(samples: pd.DataFrame) -> None:
         samples: Rows with ``image_path`` and, where there are masks, ``mask_path``.
 
     Raises:
-        DskdError: If a file cannot be read to its end, has more than 8 bits a channel, which anomalib would clip to
-            white, or is a mask of another shape than its image. The message names each file and what to do.
+        DskdError: If a file cannot be read to its end, has more than 8 bits a channel, which anomalib clips to white
+            where they are grey and the inspector refuses, or is a mask of another shape than its image. The message
+            names each file and what to do.
     """
     masks = samples["mask_path"] if "mask_path" in samples else pd.Series("", index=samples.index)
-    _check(dict(zip(samples["image_path"], masks.fillna(""), strict=True)).items())
+    _check(dict(zip(samples["image_path"], map(_masks, masks), strict=True)).items())
 
 
 def check_images(paths: Iterable[str | Path]) -> None:
     """Check images that have no masks; errors as in :func:`check_samples`."""
-    _check((path, "") for path in paths)
+    _check((path, []) for path in paths)
 
 
-def _check(pairs: Iterable[tuple[str | Path, str | Path]]) -> None:
+def _masks(value: object) -> list[str | Path]:
+    """Return the masks of an image: none, one, or those of each defect, as in MVTec LOCO."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [value] if isinstance(value, str | Path) and str(value) else []
+
+
+def _check(pairs: Iterable[tuple[str | Path, list[str | Path]]]) -> None:
     pairs = list(pairs)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda pair: _problem(*pair), pairs)
@@ -58,32 +66,30 @@ def _check(pairs: Iterable[tuple[str | Path, str | Path]]) -> None:
         raise DskdError(msg)
 
 
-def _problem(path: str | Path, mask_path: str | Path) -> str | None:
-    """Return what is wrong with an image or its mask, or ``None``."""
+def _problem(path: str | Path, masks: list[str | Path]) -> str | None:
+    """Return what is wrong with an image or one of its masks, or ``None``."""
     try:
         size = _read(path)
-        if not mask_path:
-            return None
-        path = mask_path
-        width, height = _read(path)
+        for path in masks:  # noqa: PLR1704  # the error names the file that was read
+            width, height = _read(path)
+            if abs(width * size[1] - height * size[0]) > ASPECT_TOLERANCE * width * size[1]:
+                return (
+                    f"{path}: the mask is {width}x{height}, its image {size[0]}x{size[1]}. "
+                    "Draw the mask on the whole image, in the same proportions."
+                )
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
         reason = "it is empty" if Path(path).is_file() and Path(path).stat().st_size == 0 else str(error)
         return f"{path}: {reason}. Restore the file or take it away."
-    if abs(width * size[1] - height * size[0]) > ASPECT_TOLERANCE * width * size[1]:
-        return (
-            f"{path}: the mask is {width}x{height}, its image {size[0]}x{size[1]}. "
-            "Draw the mask on the whole image, in the same proportions."
-        )
     return None
 
 
 def _read(path: str | Path) -> tuple[int, int]:
     """Read a file to its end and return width and height."""
     with Image.open(path) as image:
-        if image.mode in MORE_THAN_8_BIT:
+        if has_more_than_8_bits(image):
             msg = (
-                f"16-bit or float grey levels (mode {image.mode!r}), which would be clipped to white. Convert all "
-                "images to 8 bits by one and the same scale"
+                f"16-bit or float levels (mode {image.mode!r}): anomalib would clip grey ones to white, and the "
+                "inspector refuses all. Convert all images to 8 bits by one and the same scale"
             )
             raise ValueError(msg)
         size = image.size

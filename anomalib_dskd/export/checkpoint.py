@@ -25,6 +25,8 @@ def load_checkpoint(ckpt: Path) -> Dskd:
         msg = f"{ckpt}: {error}"
     except FileNotFoundError:
         msg = f"{ckpt} does not exist: give the model.ckpt of a training, as in results/Dskd/.../model.ckpt."
-    except (RuntimeError, OSError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # torch's message says how to run what is in it
+        msg = f"{ckpt} is damaged, or holds more than weights and plain data, and so is not loaded: it could run code."
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, AttributeError) as error:
         msg = f"{ckpt} is no checkpoint of Dskd, or damaged: {str(error).splitlines()[0]}"
     raise DskdError(msg)

@@ -4,10 +4,13 @@
 """The graph of a bundle: from decoded images to raw scores and maps."""
 
 import warnings
+from copy import deepcopy
 
 import openvino as ov
 import torch
+from anomalib.pre_processing.utils.transform import convert_center_crop_transform
 from torch import nn
+from torchvision.transforms.v2 import Compose, Resize
 from torchvision.transforms.v2.functional import to_dtype
 
 from anomalib_dskd.errors import DskdError
@@ -33,7 +36,7 @@ class DecisionGraph(nn.Module):
         if model.pre_processor is None or model.pre_processor.transform is None:
             msg = "The model has no pre-processor, so it does not resize images: train it with the default one."
             raise DskdError(msg)
-        self.transform = model.pre_processor.transform
+        self.transform = _convertible(model.pre_processor.transform)
         self.model = model.model
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -57,6 +60,13 @@ class DecisionGraph(nn.Module):
         }
 
 
+def _convertible(transform: nn.Module) -> nn.Module:
+    """Let what is cropped from images of one size be cropped by constants; torchvision's own crop cannot be traced."""
+    if isinstance(transform, Compose) and isinstance(transform.transforms[0], Resize):
+        return convert_center_crop_transform(deepcopy(transform))
+    return transform
+
+
 def convert(model: Dskd) -> ov.Model:
     """Convert a trained model to an OpenVINO graph of images of any size and number.
 
@@ -67,7 +77,7 @@ def convert(model: Dskd) -> ov.Model:
         Graph with input ``images`` and the outputs of :class:`DecisionGraph`.
 
     Raises:
-        DskdError: If the model's transform does not resize all images to one size.
+        DskdError: If the model's transform cannot be converted, or does not resize all images to one size.
     """
     graph = DecisionGraph(model).eval()
     # no side of the network's input has these lengths; a resize to the same size would leave no trace
@@ -75,8 +85,15 @@ def convert(model: Dskd) -> ov.Model:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", FutureWarning)  # of torch about tracing, which OpenVINO does
-        with only_errors():
-            converted = ov.convert_model(graph, example_input=example)  # by way of ONNX antialiasing would be lost
+        try:
+            with only_errors():
+                converted = ov.convert_model(graph, example_input=example)  # by way of ONNX antialiasing would be lost
+        except Exception as error:
+            msg = (
+                f"The model cannot be converted ({type(error).__name__}). Its pre-processor's transform is\n"
+                f"{graph.transform}\nA bundle takes Resize to a fixed size first, then CenterCrop and Normalize."
+            )
+            raise DskdError(msg) from error
         sizes = {
             tuple(graph(torch.zeros(1, *size, 3, dtype=torch.uint8))["map"].shape) for size in ((90, 70), (70, 90))
         }

@@ -305,7 +305,11 @@ class Dskd(AnomalibModule):
         self.model.learn_usual(teacher, students)
 
     def validation_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
-        """Predict, and log as ``val_loss`` the loss of the batch's normal images."""
+        """Predict, and log as ``val_loss`` the loss of the batch's normal images.
+
+        Raises:
+            DskdError: If a score is not finite, since no threshold can be set from it.
+        """
         del args, kwargs
         features = self.model.features(batch.image)
         distances = self.model.distances(*features)
@@ -314,7 +318,14 @@ class Dskd(AnomalibModule):
             normal_distances = {student: [scale[normal] for scale in scales] for student, scales in distances.items()}
             self.val_loss.update(self.loss(normal_distances), normal.sum())
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=batch.batch_size)
-        return self._update(batch, features, held_out=True)
+        judged = self._update(batch, features, held_out=True)
+        if not judged.pred_score.isfinite().all():
+            msg = (
+                f"The training has diverged at step {self.global_step}: scores are not finite. Lower learning_rate "
+                f"({self.hparams.learning_rate}), or train with --trainer.precision 32-true."
+            )
+            raise DskdError(msg)
+        return judged
 
     def test_step(self, batch: DskdBatch, *args, **kwargs) -> STEP_OUTPUT:
         """Predict a batch, with each student's map."""

@@ -117,10 +117,10 @@ def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return dict(sorted(load_file(path).items(), key=_definition_order))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # torch's message says how to run what is in it
         msg = (
-            f"weights: {path} is refused, since reading it could run code or it is no PyTorch file "
-            f"({_first_line(error)}). Save the state_dict alone, best as .safetensors."
+            f"weights: {path} is refused, since reading it could run code or it is no PyTorch file. "
+            "Save the state_dict alone, best as .safetensors."
         )
         raise DskdError(msg) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:

@@ -35,11 +35,11 @@ def false_alarm_threshold(scores: np.ndarray, rate: float) -> float:
     The fewer scores there are, the more cautious it is: the rate is met on average over such samples.
 
     Args:
-        scores: Raw scores of held-out normal parts, shape ``(n,)``.
+        scores: Raw scores of held-out normal parts, not negative, shape ``(n,)``.
         rate: Share of good parts allowed to raise an alarm, between 0 and 1.
 
     Returns:
-        Threshold. With one score that score, since nothing is known of the spread.
+        Threshold, not negative. With one score that score, since nothing is known of the spread.
 
     Raises:
         ValueError: If there is no score, or the rate is not between 0 and 1.
@@ -63,7 +63,7 @@ def false_alarm_threshold(scores: np.ndarray, rate: float) -> float:
     k = min(k, n - 1)
     u = scores[-k - 1]
     excess = (scores[-k:] - u).sum()
-    return float(u + excess * (((k + 1) / ((n + 1) * rate)) ** (1 / k) - 1))
+    return max(0.0, float(u + excess * (((k + 1) / ((n + 1) * rate)) ** (1 / k) - 1)))
 
 
 def f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
