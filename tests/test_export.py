@@ -113,10 +113,16 @@ def test_images_may_be_cropped_after_they_are_resized(model):
     assert isinstance(cropped.pre_processor.transform.transforms[1], CenterCrop)  # the model's own is left alone
 
 
-def test_a_transform_that_cannot_be_converted_is_named(model):
-    first_cropped = with_transform(model, CenterCrop((64, 96)), Resize((64, 96), antialias=True))
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [CenterCrop((64, 96)), Resize((64, 96), antialias=True)],
+        [Resize(100, antialias=True), CenterCrop((64, 96))],  # where the crop lies depends on the image's shape
+    ],
+)
+def test_a_transform_that_cannot_be_converted_is_named(model, transforms):
     with pytest.raises(DskdError, match=r"(?s)cannot be converted .*CenterCrop\(.*Resize to a fixed size first"):
-        convert(first_cropped)
+        convert(with_transform(model, *transforms))
 
 
 # Thresholds
@@ -368,6 +374,8 @@ def test_images_that_cannot_be_judged_are_named(small_checkpoint, tmp_path):
         with pytest.raises(DskdError, match=r"deep/a\.png: 16-bit or float levels"):
             export(small_checkpoint, tmp_path / "bundle", precision, images=tmp_path / "deep")
     assert not (tmp_path / "bundle").exists()
+    with pytest.raises(DskdError, match=r"deep/a\.png: it has 16-bit .* The inspector refuses"):
+        decode(tmp_path / "deep/a.png")
 
 
 def set_threshold(bundle: Path, threshold: float) -> None:

@@ -62,7 +62,8 @@ class DecisionGraph(nn.Module):
 
 def _convertible(transform: nn.Module) -> nn.Module:
     """Let what is cropped from images of one size be cropped by constants; torchvision's own crop cannot be traced."""
-    if isinstance(transform, Compose) and isinstance(transform.transforms[0], Resize):
+    first = transform.transforms[0] if isinstance(transform, Compose) else None
+    if isinstance(first, Resize) and len(first.size or []) == 2:  # noqa: PLR2004  # of one number the aspect ratio stays
         return convert_center_crop_transform(deepcopy(transform))
     return transform
 
