@@ -143,7 +143,7 @@ def test_regions_are_as_wide_at_every_scale(stride, pixels):
     teacher[:, 0] = student[:, 0] = 1
     student[0, :, size // 2, size // 2] = torch.tensor([0.0, 1.0, 0.0])
     means, wide = ScaleAnomaly(3, stride, "cosine", regions=True, wide=True).region_means(
-        feature_residual(teacher, student)
+        feature_residual(teacher, student), feature_distance(teacher, student)
     )
     location = max(stride, 16)
     assert means.shape[-1] == 2 * wide.shape[-1] == 512 // location
@@ -155,7 +155,7 @@ def test_regions_of_fine_maps_are_means_of_their_blocks():
     """Of 18 locations the last block holds two; the distance lies between those of blocks."""
     location, both = (ScaleAnomaly(5, 4, "cosine", regions=regions) for regions in (False, True))
     teacher, student = torch.randn(2, 1, 5, 18, 18)
-    (means,) = both.region_means(feature_residual(teacher, student))
+    (means,) = both.region_means(feature_residual(teacher, student), feature_distance(teacher, student))
     assert means.shape == (1, 5, 5, 5)
     residual = feature_residual(teacher, student)
     blocks = [[residual[0, :, i : i + 4, j : j + 4].mean(dim=(1, 2)) for j in range(0, 18, 4)] for i in range(0, 18, 4)]
@@ -170,12 +170,53 @@ def test_regions_of_fine_maps_are_means_of_their_blocks():
 def test_wide_regions_lie_around_the_middle_of_two_by_two_blocks(side):
     """From the smallest image on; where a block is left over, it has a region too."""
     residual = torch.randn(1, 2, side, side)
-    _, wide = ScaleAnomaly(2, 16, "cosine", regions=True, wide=True).region_means(residual)
+    _, wide = ScaleAnomaly(2, 16, "cosine", regions=True, wide=True).region_means(residual, residual[:, :1])
     assert wide.shape == (1, 2, -(-side // 2), -(-side // 2))
     reach = max(0, side // 4 - 1)
     for index in range(wide.shape[-1]):
         inside = slice(max(0, 2 * index - reach), 2 * index + 2 + reach)
         torch.testing.assert_close(wide[0, :, index, index], residual[0, :, inside, inside].mean(dim=(1, 2)))
+
+
+def trained_on_normal_images(channels, stride, size):
+    """Anomalies of a scale whose students miss the teacher by a little, otherwise at each location."""
+    anomaly = ScaleAnomaly(channels, stride, "mahalanobis", regions=True, wide=True).train()
+    teacher = torch.zeros(8, channels, size, size)
+    teacher[:, 0] = 1
+    for _ in range(20):
+        anomaly.learn(teacher, teacher + 0.1 * torch.randn(teacher.shape))
+    return anomaly.eval(), teacher[:1], (teacher + 0.1 * torch.randn(teacher.shape))[:1]
+
+
+@pytest.mark.parametrize("stride", [4, 16])
+def test_small_clear_defects_do_not_raise_their_region_but_faint_wide_ones_do(stride):
+    """A defect ten times as clear raises what is beside it by a tenth, beside itself, and a faint wide one has a core."""
+    anomaly, teacher, student = trained_on_normal_images(6, stride, 512 // stride)
+    middle, beside, block = 256 // stride, (256 + 24) // stride, 16 // stride
+    direction = torch.tensor([0.0, 1, 0, 0, 0, 0])[:, None, None]
+    around = {}
+    for clearness in (0.3, 3.0):
+        small = teacher.clone()
+        small[0, :, middle : middle + block, middle : middle + block] += clearness * direction
+        found = anomaly(teacher, small)[0, 0]
+        around[clearness] = (found[beside, beside] / found[middle, middle]).item()
+    assert 0 < around[3.0] < 0.1 * around[0.3]
+    inside = slice(middle - 4 * block, middle + 4 * block)
+    wide = student.clone()
+    wide[0, :, inside, inside] += 0.1 * direction
+    core = slice(middle - 2 * block, middle + 2 * block)
+    assert anomaly(teacher, wide)[0, 0, core, core].mean() > 2 * anomaly(teacher, student)[0, 0].mean()
+
+
+def test_usual_distance_is_the_mean_over_normal_images():
+    """In the units of the distances, up to what the spread of the last batches changes."""
+    whitening = ResidualWhitening(6).train()
+    batches = normal_residuals(200)
+    for batch in batches:
+        whitening.update(batch)
+    whitening.eval()
+    expected = torch.cat([half_squared_norm(whitening(batch)) for batch in batches]).mean().item()
+    assert whitening.usual().item() == pytest.approx(expected, rel=0.02)
 
 
 def normal_residuals(batches, generator=None):

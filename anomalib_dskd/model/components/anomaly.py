@@ -11,10 +11,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from .distance import EPSILON
 from .residual import resize_to
-from .whitening import ResidualWhitening, half_squared_norm
+from .whitening import TINY, ResidualWhitening, half_squared_norm
 
 REGION_PIXELS = 80
 BLOCK_PIXELS = 16
+CLEAR = 2.0
 
 
 class ScaleAnomaly(nn.Module):
@@ -30,6 +31,14 @@ class ScaleAnomaly(nn.Module):
     mean remains. The distance at each location alone cannot tell one from the other. A region is about 80 pixels wide
     at any scale. Finer maps are first averaged over blocks of 16 pixels, since the means of regions that far apart
     hardly differ, and their distances interpolated.
+
+    What a location shows by itself its region need not tell again: a small clear defect would raise the map of all that
+    is within 40 pixels of it, and drown a faint large one beside. So a block whose distance :math:`d` is more than
+    twice the usual :math:`\bar d` counts the less the further it is,
+
+    .. math:: r' = r \, \min(1, 2 \bar d / d)
+
+    as robust means do, with what they call a redescending influence; where only cosines are known, all count alike.
 
     How large a part is in its image is not known. Regions half as wide as the image tell more defective parts from good
     ones than those of 80 pixels where an image is all of a part, and fewer where it is a crop of a surface; and they
@@ -70,7 +79,7 @@ class ScaleAnomaly(nn.Module):
                 return distance
             regions = [
                 resize_to(half_squared_norm(region(mean)), distance.shape[-2:])
-                for region, mean in zip(self.regions, self.region_means(residual), strict=True)
+                for region, mean in zip(self.regions, self.region_means(residual, distance), strict=True)
             ]
             return distance + torch.cat(regions, dim=1)
 
@@ -82,20 +91,31 @@ class ScaleAnomaly(nn.Module):
         with torch.autocast(teacher.device.type, enabled=False):
             residual = feature_residual(teacher, student)
             self.location.update(residual)
-            for region, mean in zip(self.regions, self.region_means(residual), strict=True):
+            distance = half_squared_norm(self.location(residual))
+            for region, mean in zip(self.regions, self.region_means(residual, distance), strict=True):
                 region.update(mean)
 
-    def region_means(self, residual: torch.Tensor) -> list[torch.Tensor]:
-        """Means over regions of each width, the wide ones for every other block each way.
+    def region_means(self, residual: torch.Tensor, distance: torch.Tensor) -> list[torch.Tensor]:
+        """Means of residuals over regions of each width, the wide ones for every other block each way.
 
-        ``(B, C, h', w')`` with h' = ceil(h / block), and half of that for the wide ones.
+        Args:
+            residual: Residuals, ``(B, C, h, w)``.
+            distance: Their distances, ``(B, 1, h, w)``.
+
+        Returns:
+            Means, ``(B, C, h', w')`` with h' = ceil(h / block), and half of that for the wide ones.
         """
         if not self.regions:
             return []
-        blocks = F.avg_pool2d(residual, self.block, ceil_mode=True) if self.block > 1 else residual
+        blocks = self._blocks(residual)
+        if isinstance(self.location, ResidualWhitening):
+            blocks = blocks * (CLEAR * self.location.usual() / self._blocks(distance).clamp_min(TINY)).clamp_max(1)
         side = min(int(length) for length in blocks.shape[-2:])  # an export wants the window as a constant
         widths = (self.window, 1), (2 * max(1, side // 4), 2)
         return [region_mean(blocks, *width) for width in widths[: len(self.regions)]]
+
+    def _blocks(self, features: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(features, self.block, ceil_mode=True) if self.block > 1 else features
 
 
 def feature_residual(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:

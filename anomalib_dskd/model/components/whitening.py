@@ -36,6 +36,7 @@ class ResidualWhitening(nn.Module):
 
     second_moment: torch.Tensor
     weight: torch.Tensor
+    mean_distance: torch.Tensor
     peak: torch.Tensor
     peak_variance: torch.Tensor
     updates: torch.Tensor
@@ -44,6 +45,7 @@ class ResidualWhitening(nn.Module):
         super().__init__()
         self.register_buffer("second_moment", torch.eye(channels) / channels)
         self.register_buffer("weight", torch.eye(channels))
+        self.register_buffer("mean_distance", torch.ones(()))
         self.register_buffer("peak", torch.ones(()))
         self.register_buffer("peak_variance", torch.ones(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
@@ -65,6 +67,10 @@ class ResidualWhitening(nn.Module):
         """Whiten residuals ``(B, C, h, w)``."""
         return whiten(residual, self.weight * spread_of(self.peak, self.peak_variance).rsqrt())
 
+    def usual(self) -> torch.Tensor:
+        """Return the mean distance over normal images."""
+        return self.mean_distance / spread_of(self.peak, self.peak_variance)
+
     def train(self, mode: bool = True) -> "ResidualWhitening":
         """Set the mode; the weight follows what was learned in training."""
         if not mode and self.training:
@@ -74,7 +80,11 @@ class ResidualWhitening(nn.Module):
     @torch.no_grad()
     def _weigh(self) -> None:
         moment = self.second_moment.cpu().double()  # on the CPU, since Apple's GPUs have no float64
-        self.weight.copy_(whitening_matrix(moment, moment.diagonal().mean().clamp_min(TINY)))
+        shrinkage = moment.diagonal().mean().clamp_min(TINY)
+        weight = whitening_matrix(moment, shrinkage)
+        self.weight.copy_(weight)
+        # half the trace of W S W', and W' W is the inverse of S and what was added to it
+        self.mean_distance.copy_((len(weight) - shrinkage * weight.square().sum()) / 2)
 
 
 def whitening_matrix(second_moment: torch.Tensor, shrinkage: torch.Tensor) -> torch.Tensor:
