@@ -180,6 +180,7 @@ def test_wide_regions_lie_around_the_middle_of_two_by_two_blocks(side):
 
 def trained_on_normal_images(channels, stride, size):
     """Anomalies of a scale whose students miss the teacher by a little, otherwise at each location."""
+    torch.manual_seed(0)
     anomaly = ScaleAnomaly(channels, stride, "mahalanobis", regions=True, wide=True).train()
     teacher = torch.zeros(8, channels, size, size)
     teacher[:, 0] = 1
@@ -203,7 +204,7 @@ def test_small_clear_defects_do_not_raise_their_region_but_faint_wide_ones_do(st
     assert 0 < around[3.0] < 0.1 * around[0.3]
     inside = slice(middle - 4 * block, middle + 4 * block)
     wide = student.clone()
-    wide[0, :, inside, inside] += 0.1 * direction
+    wide[0, :, inside, inside] += 0.15 * direction
     core = slice(middle - 2 * block, middle + 2 * block)
     assert anomaly(teacher, wide)[0, 0, core, core].mean() > 2 * anomaly(teacher, student)[0, 0].mean()
 
