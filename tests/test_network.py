@@ -191,9 +191,9 @@ def trained_on_normal_images(channels, stride, size):
 
 @pytest.mark.parametrize("stride", [4, 16])
 def test_small_clear_defects_do_not_raise_their_region_but_faint_wide_ones_do(stride):
-    """A defect ten times as clear raises what is beside it by a tenth, beside itself, and a faint wide one has a core."""
-    anomaly, teacher, student = trained_on_normal_images(6, stride, 512 // stride)
-    middle, beside, block = 256 // stride, (256 + 24) // stride, 16 // stride
+    """Ten times as clear, it raises what is beside it less than a tenth as much by its own; the wide one has a core."""
+    anomaly, teacher, student = trained_on_normal_images(6, stride, 256 // stride)
+    middle, beside, block = 128 // stride, (128 + 24) // stride, 16 // stride
     direction = torch.tensor([0.0, 1, 0, 0, 0, 0])[:, None, None]
     around = {}
     for clearness in (0.3, 3.0):
