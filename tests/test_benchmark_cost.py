@@ -257,7 +257,7 @@ def test_every_engine_and_batch_is_timed(measured, model):
             assert row["error"] is None, row
             assert 0 < row["q1_ms"] <= row["median_ms"] <= row["q3_ms"] <= row["p99_ms"]
             assert row["images_per_second"] == pytest.approx(batch / row["median_ms"] * 1e3)
-            assert row["peak_memory_mib"] > 1  # allocators differ by a part of a MiB from run to run
+            assert row["peak_memory_mib"] > 2
             assert row["threads"] == 1
             assert row["rounds"] == 4
             assert (row["file_to_verdict_ms"] is None) == (batch > 1)
