@@ -228,7 +228,7 @@ def measured(tmp_path_factory, image_files):
     folder = tmp_path_factory.mktemp("exports")
     models = {
         "Dskd": build_dskd().train(),
-        "Patchcore": build_patchcore().eval(),
+        "Patchcore": build_patchcore(bank=10_000).eval(),  # more than what allocators differ by
         "Unexportable": build_patchcore(cls=Unexportable),
         "Untrained": Padim(backbone="resnet18", pre_trained=False),
     }
