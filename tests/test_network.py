@@ -209,6 +209,21 @@ def test_small_clear_defects_do_not_raise_their_region_but_faint_wide_ones_do(st
     assert anomaly(teacher, wide)[0, 0, core, core].mean() > 2 * anomaly(teacher, student)[0, 0].mean()
 
 
+@pytest.mark.parametrize("distance", ["mahalanobis", "cosine"])
+@pytest.mark.parametrize("regions", [True, False])
+def test_learning_tells_the_distances_that_are_asked_for_afterwards(distance, regions):
+    """So that the map's border and contrast are learned from them without computing them again."""
+    torch.manual_seed(0)
+    anomaly = ScaleAnomaly(6, 4, distance, regions=regions, wide=regions).train()
+    teacher = torch.randn(2, 6, 32, 32)
+    for _ in range(3):
+        anomaly.learn(teacher, teacher + torch.randn(teacher.shape))
+    student = teacher + torch.randn(teacher.shape)
+    before, learned, after = anomaly(teacher, student), anomaly.learn(teacher, student), anomaly(teacher, student)
+    torch.testing.assert_close(learned, after)
+    assert torch.equal(before, after) == (distance == "cosine")
+
+
 def test_usual_distance_is_the_mean_over_normal_images():
     """In the units of the distances, up to what the spread of the last batches changes."""
     whitening = ResidualWhitening(6).train()

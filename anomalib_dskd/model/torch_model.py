@@ -187,13 +187,17 @@ class DskdModel(nn.Module):
 
         Arguments and shapes are those of :meth:`distances`.
         """
-        for student, maps in students.items():
-            for scale_anomaly, t, s in zip(self.scale_anomalies[student], teacher, maps, strict=True):
-                scale_anomaly.learn(t, s)
         if self.anomaly_map_generator.border is None and self.image_score is None:
-            return
+            return  # cosine distance knows nothing of what is usual, and the map's maximum neither
+        anomalies = {
+            student: [
+                scale_anomaly.learn(t, s)
+                for scale_anomaly, t, s in zip(self.scale_anomalies[student], teacher, maps, strict=True)
+            ]
+            for student, maps in students.items()
+        }
         with torch.no_grad():
-            maps = self.anomaly_map_generator.fuse(self.anomalies(teacher, students))
+            maps = self.anomaly_map_generator.fuse(anomalies)
             self.anomaly_map_generator.learn(maps)
             if self.image_score is not None:
                 image_size = torch.Size(side * self.teacher.strides[0] for side in maps.shape[-2:])

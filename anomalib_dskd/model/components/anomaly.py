@@ -3,6 +3,7 @@
 
 """What a student misses of the teacher at one scale, as the anomaly map shows it."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -72,28 +73,29 @@ class ScaleAnomaly(nn.Module):
         Returns:
             Distances of shape ``(B, 1, h, w)``, or ``(B, 2, h, w)`` with the second map, float32 whatever the autocast.
         """
+        return self._distances(teacher, student, distance_by)
+
+    @torch.no_grad()
+    def learn(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """Take normal images into what is usual; arguments, B at least 1, and result as in :meth:`forward`."""
+        return self._distances(teacher, student, learned_distance_by)
+
+    def _distances(
+        self,
+        teacher: torch.Tensor,
+        student: torch.Tensor,
+        distance_by: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
         with torch.autocast(teacher.device.type, enabled=False):
             residual = feature_residual(teacher, student)
-            distance = half_squared_norm(self.location(residual))
+            distance = distance_by(self.location, residual)
             if not self.regions:
                 return distance
             regions = [
-                resize_to(half_squared_norm(region(mean)), distance.shape[-2:])
+                resize_to(distance_by(region, mean), distance.shape[-2:])
                 for region, mean in zip(self.regions, self.region_means(residual, distance), strict=True)
             ]
             return distance + torch.cat(regions, dim=1)
-
-    @torch.no_grad()
-    def learn(self, teacher: torch.Tensor, student: torch.Tensor) -> None:
-        """Take normal images into what is usual; arguments as in :meth:`forward`, B at least 1."""
-        if not isinstance(self.location, ResidualWhitening):
-            return
-        with torch.autocast(teacher.device.type, enabled=False):
-            residual = feature_residual(teacher, student)
-            self.location.update(residual)
-            distance = half_squared_norm(self.location(residual))
-            for region, mean in zip(self.regions, self.region_means(residual, distance), strict=True):
-                region.update(mean)
 
     def region_means(self, residual: torch.Tensor, distance: torch.Tensor) -> list[torch.Tensor]:
         """Means of residuals over regions of each width, the wide ones for every other block each way.
@@ -116,6 +118,16 @@ class ScaleAnomaly(nn.Module):
 
     def _blocks(self, features: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(features, self.block, ceil_mode=True) if self.block > 1 else features
+
+
+def distance_by(scaling: nn.Module, residual: torch.Tensor) -> torch.Tensor:
+    """Distance of residuals ``(B, C, h, w)``, ``(B, 1, h, w)``, as a scaling counts them."""
+    return half_squared_norm(scaling(residual))
+
+
+def learned_distance_by(scaling: nn.Module, residual: torch.Tensor) -> torch.Tensor:
+    """As :func:`distance_by`, once a scaling that learns has learned from the residuals."""
+    return scaling.update(residual) if isinstance(scaling, ResidualWhitening) else distance_by(scaling, residual)
 
 
 def feature_residual(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:

@@ -52,16 +52,24 @@ class ResidualWhitening(nn.Module):
         self._weigh()
 
     @torch.no_grad()
-    def update(self, residual: torch.Tensor) -> None:
-        """Take residuals of normal images, ``(B, C, h, w)`` with B at least 1, into the moving averages."""
+    def update(self, residual: torch.Tensor) -> torch.Tensor:
+        """Take residuals of normal images into the moving averages.
+
+        Args:
+            residual: Residuals, ``(B, C, h, w)`` with B at least 1.
+
+        Returns:
+            Their distances by what is usual now, ``(B, 1, h, w)``, whitened once where :meth:`forward` would again.
+        """
         locations = residual.transpose(0, 1).flatten(1)
         momentum = momentum_of(self.updates)
         self.second_moment.lerp_(locations @ locations.T / locations.shape[1], momentum)
         if self.updates % UPDATES_A_WEIGHT == 0:
             self._weigh()
-        peaks = half_squared_norm(whiten(residual, self.weight)).flatten(1).amax(dim=1)
-        follow(self.peak, self.peak_variance, peaks, momentum)
+        distance = half_squared_norm(whiten(residual, self.weight))
+        follow(self.peak, self.peak_variance, distance.flatten(1).amax(dim=1), momentum)
         self.updates += 1
+        return distance / spread_of(self.peak, self.peak_variance)
 
     def forward(self, residual: torch.Tensor) -> torch.Tensor:
         """Whiten residuals ``(B, C, h, w)``."""
