@@ -3,7 +3,7 @@
 
 """Training images a second, peak memory, and where the time of a step goes.
 
-python examples/profile_training.py --root ../shared/data/mvtec_ad --category toothbrush --teacher_weights random
+python examples/profile_training.py --root datasets/MVTecAD --category toothbrush --teacher_weights random
 """
 
 import resource
