@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import DepthBatch, Folder, MVTecAD
+from anomalib.data.utils import read_image
 from anomalib.engine import Engine
 from anomalib.metrics import AUPRO, Evaluator
 from anomalib.pre_processing import PreProcessor
@@ -377,6 +378,36 @@ def test_bf16_trains_and_predicts_in_float32_maps(tmp_path, data):
     (prediction, *_) = runner.predict(model, datamodule=data())
     assert prediction.anomaly_map.dtype == torch.float32
     assert prediction.anomaly_map.unique().numel() > 1000, "a bfloat16 map has far fewer values"
+
+
+def test_bf16_thresholds_are_those_of_float32_maps(tmp_path, data, monkeypatch):
+    """As the bundle computes on the line: what held-out images show in bfloat16 says nothing of that."""
+    judged: dict[str, torch.Tensor] = {}
+    validate = Dskd.validation_step
+    with monkeypatch.context() as patched:
+
+        def remember(self, batch, *args, **kwargs):
+            result = validate(self, batch, *args, **kwargs)
+            judged.update(zip(result.image_path, result.anomaly_map.clone(), strict=True))
+            return result
+
+        patched.setattr(Dskd, "validation_step", remember)
+        model, split = dskd(), data(val_split_mode="from_train", val_split_ratio=0.5, seed=0)
+        engine(tmp_path, precision="bf16-mixed", max_steps=1).fit(model, datamodule=split)
+    model.eval()
+    assert judged
+    for path, anomaly_map in judged.items():
+        image = model.pre_processor.transform(read_image(path, as_tensor=True)[None])
+        with torch.no_grad():
+            teacher, students = model.model.features(image)
+            alone = model.model.predict(teacher, model.model.anomalies(teacher, students), image.shape[-2:], True)
+        torch.testing.assert_close(alone.anomaly_map[0, 0], anomaly_map, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_precisions_without_32_bit_weights_are_refused(tmp_path, data, precision):
+    with pytest.raises(DskdError, match=f"precision='{precision}' is not offered"):
+        engine(tmp_path, precision=precision).fit(dskd(), datamodule=data())
 
 
 @pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
