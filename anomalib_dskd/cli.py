@@ -24,6 +24,7 @@ EXTRA = {"openvino", "nncf"}
 def inspect() -> int:
     """Judge images with a bundle: inspect BUNDLE SOURCE, and the options that inspect --help lists."""
     module = _module("anomalib_dskd.inspector")
+    _module("openvino")
     arguments = sys.argv[2:]
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--bundle", *arguments]

@@ -38,8 +38,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+try:
+    import openvino as ov
+except ModuleNotFoundError:  # Dskd reads images as this file does, where nothing is to be run by OpenVINO too
+    ov = None
 
 SCHEMA, SCHEMA_VERSION = "anomalib-dskd bundle", 1
 METADATA = "metadata.json"
@@ -291,7 +295,7 @@ class Model:
         students: Whether to compute the students' maps beside score and map.
 
     Raises:
-        BundleError: If the device cannot be used.
+        BundleError: If OpenVINO is not installed or the device cannot be used.
     """
 
     def __init__(
@@ -303,6 +307,9 @@ class Model:
         cache: Path | None = None,
         students: bool = False,
     ) -> None:
+        if ov is None:
+            msg = "OpenVINO is not installed. Run: pip install -r requirements.txt, which lies in the bundle."
+            raise BundleError(msg)
         core = ov.Core()
         model = core.read_model(bundle.folder / "model.xml")
         self.outputs = [output.get_any_name() for output in model.outputs]
@@ -354,7 +361,7 @@ class Model:
 # The verdict
 
 
-def leave_out_students(model: ov.Model) -> None:
+def leave_out_students(model: "ov.Model") -> None:
     """Remove the outputs of a bundle's graph beside score and map, in place."""
     for result in model.get_results():
         if result.output(0).get_any_name() not in {"score", "map"}:
@@ -637,6 +644,7 @@ def watch(
         if now >= look:
             problems: list[OSError] = []
             here = {path: s for path in list_images(source, leave_out, problems.append) if (s := status_of(path))}
+            listing = time.monotonic() - now  # a large folder must not keep verdicts waiting
             if problems and not lost:
                 warn(f"{problems[0]}; it is tried again")
             lost = str(problems[0]) if problems else ""
@@ -655,7 +663,7 @@ def watch(
                 if now - since >= settle and not stopping():
                     judged[str(path)] = None
                     yield path, present.get(path) != status
-            look = now + max(POLL, 2 * (time.monotonic() - now))  # a large folder must not keep verdicts waiting
+            look = time.monotonic() + max(POLL, listing)
         yield None
 
 

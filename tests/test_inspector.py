@@ -313,6 +313,26 @@ def test_images_of_another_size_than_the_bundles(bundle, images, tmp_path):
 # A line that does not stop
 
 
+def test_a_burst_does_not_make_the_watch_blind(tmp_path):
+    """The time in which parts are judged is none that the folder was listed in."""
+    for number in range(10):
+        (tmp_path / f"{number}.png").write_bytes(b"early")
+    judged: dict[str, tuple[int, int] | None] = {}
+    ends, came = time.monotonic() + 30, None
+    for file in inspector.watch(tmp_path, None, judged, 0.05, lambda: time.monotonic() > ends, print):
+        if file is None:
+            if len(judged) == 10 and came is None:
+                (tmp_path / "late.png").write_bytes(b"late")
+                came = time.monotonic()
+            time.sleep(0.02)
+            continue
+        judged[str(file[0])] = inspector.status_of(file[0])
+        if file[0].name == "late.png":
+            break
+        time.sleep(0.3)
+    assert time.monotonic() - came < 1.5, "the burst took 3 s, and the folder was not looked at for as long"
+
+
 def test_watched_folder(bundle, images, tmp_path):
     """New, slow, renamed, replaced and hopeless files, in a folder whose subfolder is written to; then once more."""
     folder = tmp_path / "line"

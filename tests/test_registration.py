@@ -64,6 +64,13 @@ def test_known_whatever_is_imported_first(installed_wheel, first):
     assert Path(file).is_relative_to(installed_wheel)
 
 
+def test_known_without_the_extras(installed_wheel):
+    """OpenVINO is for those who export."""
+    without = "import sys; sys.modules['openvino'] = sys.modules['nncf'] = sys.modules['ray'] = None\n"
+    result = python(without + KNOWN, "anomalib.models", PYTHONPATH=installed_wheel)
+    assert json.loads(result.stdout.splitlines()[-1])[0]
+
+
 def test_triggers_are_the_last_imports():
     """A new anomalib may import something after the modules that the hook waits for."""
     code = "import sys, anomalib.data, anomalib.models; print([m for m in sys.modules if m.startswith('anomalib.')])"
