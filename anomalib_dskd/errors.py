@@ -48,6 +48,11 @@ class _MessageHook:
             self.previous(kind, error, traceback)  # type: ignore[operator]
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``choices``.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -27,8 +28,8 @@ from anomalib_dskd import Dskd
 from anomalib_dskd.benchmark.cell import run_cell
 from anomalib_dskd.benchmark.config import DataConfig, ModelConfig, TeacherConfig, make_cells, read_config
 from anomalib_dskd.benchmark.prepare import check, prepare_data, prepare_model
-from anomalib_dskd.benchmark.runner import announce
-from anomalib_dskd.benchmark.store import finish, is_finished, read_result, start
+from anomalib_dskd.benchmark.runner import announce, run_process
+from anomalib_dskd.benchmark.store import FAILED, finish, is_finished, read_result, start
 from anomalib_dskd.benchmark.training_curve import TrainingCurve
 from anomalib_dskd.errors import DskdError
 
@@ -199,6 +200,23 @@ def test_killed_interrupted_and_failing(tmp_path):
     }
 
 
+def test_a_process_that_dies_is_not_given_the_reason_of_the_failure_before(tmp_path):
+    (cell,) = cells_of(SMALL["data"], MODELS[3:4])
+    start(tmp_path, cell)
+    finish(tmp_path, cell, {"status": FAILED, "reason": "of last week"})
+
+    def kill(_: dict) -> None:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.ZombieProcess):
+                if "anomalib_dskd.benchmark.cell" in child.cmdline():
+                    child.kill()
+
+    reason = run_process(cell, tmp_path, kill)["reason"]
+    assert reason.startswith("its process ended with status -9 and left no result; logs/")
+    assert (tmp_path / "logs" / reason.split("logs/")[1].split()[0]).exists()
+    assert "status -9" in read_result(tmp_path / cell.folder)["reason"]
+
+
 def test_one_benchmark_a_folder(tmp_path):
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out/.lock"):
@@ -307,6 +325,10 @@ def test_configurations_that_cannot_be_run():
     (cell,) = cells_of(SMALL["data"], [{**MODELS[3], "trainer": {"presicion": "bf16-mixed"}}])
     with pytest.raises(DskdError, match="Padim: Lightning's trainer has no argument presicion"):
         check([cell])
+    for taken in ({"max_epochs": 5}, {"devices": 2}, {"logger": True}):
+        (cell,) = cells_of(SMALL["data"], [{**MODELS[3], "trainer": taken}])
+        with pytest.raises(DskdError, match=f"Padim: the benchmark itself gives the trainer {next(iter(taken))}"):
+            check([cell])
     assert read_config(ModelConfig, {"class_path": "Padim", "init_args": None, "name": 5}) == ModelConfig(
         "Padim", name="5"
     )

@@ -344,8 +344,14 @@ def test_verify_refuses_what_export_does(small_checkpoint, small_bundle, mvtec_r
     metadata["input"].update(width=80, height=96)
     (bundle / "metadata.json").write_text(json.dumps(metadata))
     capsys.readouterr()
-    verify(small_checkpoint, bundle, mvtec_root / "stripes/test")
+    with pytest.raises(DskdError, match="None of the 8 images to verify with is 80x96"):
+        verify(small_checkpoint, bundle, mvtec_root / "stripes/test")
     assert capsys.readouterr().out.count("Not verified, since it is not 80x96") == 8
+    images = shutil.copytree(mvtec_root / "stripes/test", tmp_path / "images")
+    with Image.open(next(images.rglob("*.png"))) as image:
+        image.resize((80, 96)).save(images / "fits.png")
+    verify(small_checkpoint, bundle, images)
+    assert capsys.readouterr().out.count("1 images: largest") == 1
 
 
 def test_a_bundle_that_returns_no_number_is_refused(model, small_bundle, mvtec_root, tmp_path):
@@ -421,8 +427,12 @@ def test_what_cannot_be_exported_is_refused(small_checkpoint, small_bundle, tmp_
     with pytest.raises(DskdError, match="does not exist"):
         export(tmp_path / "absent.ckpt", tmp_path / "out")
     (tmp_path / "damaged.ckpt").write_bytes(small_checkpoint.read_bytes()[:10_000])
-    with pytest.raises(DskdError, match="or damaged"):
-        export(tmp_path / "damaged.ckpt", tmp_path / "out")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    (tmp_path / "page.ckpt").write_text("Repository not found")
+    torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
+    for name in ("damaged", "empty", "page", "tensor"):
+        with pytest.raises(DskdError, match=r"or damaged|damaged, or"):
+            export(tmp_path / f"{name}.ckpt", tmp_path / "out")
     (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"state_dict": Evil(tmp_path / "run")}))
     torch.save({"state_dict": Evil(tmp_path / "run")}, tmp_path / "evil_zip.ckpt")
     for name in ("evil.ckpt", "evil_zip.ckpt"):

@@ -122,6 +122,8 @@ def damaged(tmp_path, teacher_state, kind):
         return path
     if kind == "zero bytes":
         path.write_bytes(b"")
+    elif kind == "web page":
+        path.write_text("Repository not found")
     elif kind == "truncated pth":
         torch.save(teacher_state, path)
         path.write_bytes(path.read_bytes()[:100_000])
@@ -151,6 +153,7 @@ def damaged(tmp_path, teacher_state, kind):
     [
         ("missing file", "there is no file"),
         ("zero bytes", "Copy it again"),
+        ("web page", "Copy it again"),
         ("truncated pth", "Copy it again"),
         ("truncated safetensors", "Copy it again"),
         ("runs code", "refused"),

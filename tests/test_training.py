@@ -400,7 +400,7 @@ def test_bf16_thresholds_are_those_of_float32_maps(tmp_path, data, monkeypatch):
         image = model.pre_processor.transform(read_image(path, as_tensor=True)[None])
         with torch.no_grad():
             teacher, students = model.model.features(image)
-            alone = model.model.predict(teacher, model.model.anomalies(teacher, students), image.shape[-2:], True)
+            alone = model.model.predict(teacher, model.model.anomalies(teacher, students), image.shape[-2:])
         torch.testing.assert_close(alone.anomaly_map[0, 0], anomaly_map, rtol=1e-4, atol=1e-5)
 
 

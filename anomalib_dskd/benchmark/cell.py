@@ -73,6 +73,7 @@ def _train_and_test(model: AnomalibModule, data: AnomalibDataModule, cell: Cell,
         "default_root_dir": scratch,
         "enable_progress_bar": False,
         "enable_model_summary": False,
+        "devices": 1,  # on several each would test, and write, its share of the images
     }
     engine = Engine(callbacks=[curve, progress, accuracy], **quiet, **_length(cell), **trainer)
     started = time.monotonic()

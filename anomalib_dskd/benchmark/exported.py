@@ -173,7 +173,7 @@ def _save_int8(calibration: np.ndarray | None, path: Path, target: Path) -> None
 
 
 def _try(path: Path) -> None:
-    """Compile a graph in a process of its own: OpenVINO's compiler crashes on what NNCF makes of some models, such as a PaDiM.
+    """Compile a graph in a process of its own: OpenVINO's compiler crashes on what NNCF makes of some PaDiMs.
 
     Raises:
         DskdError: If the process died.

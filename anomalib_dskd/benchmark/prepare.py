@@ -37,6 +37,20 @@ SPLIT_SEED = 0
 EVAL_BATCH_SIZE = 16
 
 
+OWN_TRAINER_ARGUMENTS = {
+    "callbacks",
+    "default_root_dir",
+    "devices",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "logger",
+    "max_epochs",
+    "max_steps",
+    "num_nodes",
+    "strategy",
+}
+
+
 @dataclass
 class PreparedModel:
     """A model before its training.
@@ -59,8 +73,8 @@ def check(cells: Iterable[Cell]) -> None:
         cells: Cells that are about to be run.
 
     Raises:
-        DskdError: If there is no such class, it or Lightning's trainer has no such argument, or nobody said how long to
-            train it.
+        DskdError: If there is no such class, it or Lightning's trainer has no such argument, the benchmark gives it
+            itself, or nobody said how long to train it.
     """
     for key, package, kind in (("model", anomalib.models, AnomalibModule), ("data", anomalib.data, AnomalibDataModule)):
         seen: list[dict[str, Any]] = []
@@ -72,6 +86,12 @@ def check(cells: Iterable[Cell]) -> None:
                 _parse(cls, spec["init_args"])
                 if unknown := spec.get("trainer", {}).keys() - inspect.signature(Trainer).parameters.keys():
                     msg = f"{cls.__name__}: Lightning's trainer has no argument {', '.join(sorted(unknown))}."
+                    raise DskdError(msg)
+                if taken := spec.get("trainer", {}).keys() & OWN_TRAINER_ARGUMENTS:
+                    msg = (
+                        f"{cls.__name__}: the benchmark itself gives the trainer {', '.join(sorted(taken))}. A model "
+                        "is trained on one device; how long, epochs or steps beside its class_path say."
+                    )
                     raise DskdError(msg)
                 if key == "model" and cls.__name__ not in RECIPES and (spec["epochs"], spec["steps"]) == (None, None):
                     msg = (

@@ -23,7 +23,7 @@ from rich.progress import (
 
 from .config import Cell, slug
 from .process import run_module
-from .store import FAILED, PROGRESS, finish, read_result, start, write_json
+from .store import FAILED, PROGRESS, RESULT, finish, read_result, start, write_json
 
 # torch's large tensors in pages of 2 MiB: a step of PatchCore's coreset, which makes one of a gigabyte, takes a third
 CELL_ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -64,13 +64,15 @@ def run_process(cell: Cell, out: Path, watch: Callable[[dict[str, Any]], None] =
     Returns:
         The cell's result.
     """
+    if (read_result(out / cell.folder) or {}).get("status") == FAILED:
+        (out / cell.folder / RESULT).unlink()  # should the process die, that reason is not why
     work = start(out, cell)
     write_json(work / "task.json", asdict(cell))
     log = out / "logs" / f"{slug('-'.join(cell.folder.parts[1:]))}.txt"
     status = run_module("anomalib_dskd.benchmark.cell", [out, work], log, work / PROGRESS, CELL_ENVIRONMENT, watch)
     result = read_result(out / cell.folder)
     if result is None or result["digest"] != cell.digest:
-        reason = f"its process ended with status {status} and left no result; {log} has what it printed"
+        reason = f"its process ended with status {status} and left no result; logs/{log.name} has what it printed"
         result = {"status": FAILED, "reason": reason}
         finish(out, cell, result)
     return result

@@ -72,6 +72,8 @@ def run_ray(
                 except ray.exceptions.RayError as error:
                     start(out, cell)
                     reason = f"Ray gave it up after {RETRIES} retries: {str(error).splitlines()[0]}"
+                    if isinstance(error, ray.exceptions.RayTaskError):  # raised on the node; the last line says what
+                        reason = str(error).strip().splitlines()[-1]
                     finish(out, cell, {"status": FAILED, "reason": reason})
                 else:
                     _put(files, out, cell)

@@ -60,7 +60,8 @@ def export(
         max_flips: Flipped verdicts to put up with among these.
 
     Raises:
-        DskdError: If the checkpoint cannot be exported, or the bundle would decide otherwise than it does.
+        DskdError: If the checkpoint cannot be exported, no image to verify with has the size that the bundle takes, or
+            the bundle would decide otherwise than it does.
     """
     check_choice("precision", precision, PRECISIONS)
     if out.exists():
@@ -69,7 +70,9 @@ def export(
     if precision == "int8" and images is None:
         msg = "precision='int8' needs images: a folder of normal training images to take value ranges from."
         raise DskdError(msg)
-    normal, further = find_images(images), find_images(verify)
+    normal = find_images(images)
+    size = common_size(normal)
+    further = fitting(find_images(verify), size)
     model = load_checkpoint(ckpt)
     thresholds = raw_thresholds(model)
     graph = convert(model)
@@ -80,7 +83,7 @@ def export(
     try:
         part.mkdir(parents=True)
         write_files(part, graph, precision)
-        metadata = describe(model, ckpt, graph, precision, thresholds, common_size(normal))
+        metadata = describe(model, ckpt, graph, precision, thresholds, size)
         write_metadata(part, metadata)
         metadata["verification"] = check(model, part, normal + further, metadata["input"], precision, max_flips)
         write_metadata(part, metadata)
@@ -189,7 +192,7 @@ def check(
     """
     size = bundle_size(contract)
     drawn = compare(model, folder, drawn_pairs(size))
-    real = compare(model, folder, image_pairs(fitting(images, size)))
+    real = compare(model, folder, image_pairs(images))
     print(real.report() if images else "No images were given to verify with; drawn pictures alone were compared.")  # noqa: T201
     refuse_differences([drawn, real], len(real.flips), precision, max_flips)
     return {"drawn_pictures": _without_flips(drawn), "images": real.summary() if images else "none were given"}

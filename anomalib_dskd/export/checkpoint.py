@@ -6,7 +6,7 @@
 import pickle
 from pathlib import Path
 
-from anomalib_dskd.errors import DskdError
+from anomalib_dskd.errors import DskdError, first_line
 from anomalib_dskd.model import Dskd
 
 
@@ -27,6 +27,6 @@ def load_checkpoint(ckpt: Path) -> Dskd:
         msg = f"{ckpt} does not exist: give the model.ckpt of a training, as in results/Dskd/.../model.ckpt."
     except pickle.UnpicklingError:  # torch's message says how to run what is in it
         msg = f"{ckpt} is damaged, or holds more than weights and plain data, and so is not loaded: it could run code."
-    except (RuntimeError, OSError, EOFError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{ckpt} is no checkpoint of Dskd, or damaged: {str(error).splitlines()[0]}"
+    except Exception as error:  # noqa: BLE001  # torch's parsers raise what they please
+        msg = f"{ckpt} is no checkpoint of Dskd, or damaged: {first_line(error)}"
     raise DskdError(msg)

