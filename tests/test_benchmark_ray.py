@@ -3,6 +3,7 @@
 
 """The benchmark on a Ray cluster of two nodes, one of which dies."""
 
+import errno
 import io
 import time
 from threading import Thread
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from anomalib_dskd.benchmark import runner_ray
 from anomalib_dskd.benchmark.config import DataConfig, ModelConfig, TeacherConfig, make_cells
 from anomalib_dskd.benchmark.runner import run_local
 from anomalib_dskd.benchmark.runner_ray import run_ray
@@ -70,6 +72,20 @@ def test_a_node_dies_and_the_table_is_the_same(cells, tmp_path):
             first, second_ = read_result(here)["metrics"], read_result(there)["metrics"]
             assert first["image_AUROC"] == pytest.approx(second_["image_AUROC"], abs=1e-3)
     assert len(list((tmp_path / "ray/logs").iterdir())) == len(cells)
+
+
+def test_what_goes_wrong_on_a_node_is_told(cells, tmp_path, monkeypatch):
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runner_ray, "_run_elsewhere", full_disk)
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    try:
+        run_ray(cells[:1], tmp_path, Console(file=io.StringIO()))
+    finally:
+        ray.shutdown()
+    result = read_result(tmp_path / cells[0].folder)
+    assert (result["status"], result["reason"]) == ("failed", "OSError: [Errno 28] No space left on device")
 
 
 def test_no_cluster(cells, tmp_path, monkeypatch):
