@@ -52,7 +52,7 @@ def main(
 if __name__ == "__main__":
     auto_cli(main, as_positional=False)
 
-# python examples/own_folder.py --good PARTS/good --new PARTS/new --image_size 192 --training_steps 60, with the demo's bricks:
+# python examples/own_folder.py --good PARTS/good --new PARTS/new --image_size 192 --training_steps 60, with the bricks:
 # Prints:
 # threshold 3.739 on raw scores
 # NG  raw score 10.798  /.../PARTS/new/000.png
