@@ -199,7 +199,7 @@ def test_data_configs_are_taken(installed_wheel, tmp_path):
     [
         (["--model.students", "teacher"], "students='teacher' is not one of 'both', 'encoder', 'decoder'."),
         (["--model.backbone", "resnet1"], "backbone='resnet1' is not a timm model"),
-        (["--model.teacher_weights", "damaged.pth"], "damaged.pth is damaged or truncated"),
+        (["--model.teacher_weights", "damaged.pth"], "damaged.pth is damaged, or no file of weights"),
         ([], "timm could not get its pre-trained weights of 'resnet18'"),  # no network, empty cache
     ],
 )
