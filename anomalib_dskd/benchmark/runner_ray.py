@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from anomalib_dskd.errors import DskdError
+from anomalib_dskd.errors import DskdError, first_line
 
 from .config import Cell
 from .runner import announce, progress_bars, run_process, show_state
@@ -71,7 +71,7 @@ def run_ray(
                     files = ray.get(task)
                 except ray.exceptions.RayError as error:
                     start(out, cell)
-                    reason = f"Ray gave it up after {RETRIES} retries: {str(error).splitlines()[0]}"
+                    reason = f"Ray gave it up after {RETRIES} retries: {first_line(error)}"
                     if isinstance(error, ray.exceptions.RayTaskError):  # raised on the node; the last line says what
                         reason = str(error).strip().splitlines()[-1]
                     finish(out, cell, {"status": FAILED, "reason": reason})
