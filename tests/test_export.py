@@ -424,6 +424,11 @@ def test_what_cannot_be_exported_is_refused(small_checkpoint, small_bundle, tmp_
         export(small_checkpoint, tmp_path / "out", images=tmp_path)
     with pytest.raises(DskdError, match="precision='bf16' is not one of"):
         export(small_checkpoint, tmp_path / "out", "bf16")
+    for name, side in (("good", 64), ("others", 80)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (side, side)).save(tmp_path / name / "0.png")
+    with pytest.raises(DskdError, match="None of the 1 images to verify with is 64x64"):
+        export(small_checkpoint, tmp_path / "out", images=tmp_path / "good", verify=tmp_path / "others")
     with pytest.raises(DskdError, match="does not exist"):
         export(tmp_path / "absent.ckpt", tmp_path / "out")
     (tmp_path / "damaged.ckpt").write_bytes(small_checkpoint.read_bytes()[:10_000])
