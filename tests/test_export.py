@@ -264,6 +264,24 @@ def test_int8_sees_black_and_white_as_they_are(int8_bundle):
         np.testing.assert_allclose(found[-1], found[-2], atol=0.51 * step)
 
 
+def test_int8_weights_have_all_of_8_bits_but_those_that_read_the_image(int8_bundle):
+    """The image has the widest range there is: two products with 127 overflow 16 bits on a CPU without VNNI."""
+    graph = ov.Core().read_model(int8_bundle / "model.xml")
+    reading = {node.get_friendly_name() for node in first_convolutions(graph)}
+    convolutions = {node.get_friendly_name(): node for node in graph.get_ops() if node.get_type_name() == "Convolution"}
+    weights = {name: levels(node.input_value(1).get_node()) for name, node in convolutions.items()}
+    highest = {name: np.abs(each).max() for name, each in weights.items() if each is not None and each.any()}
+    assert len(highest) > 20
+    assert highest == {name: 64 if name in reading else 127 for name in highest}
+
+
+def levels(weights: ov.Node) -> np.ndarray | None:
+    """Return the 8-bit numbers that weights are computed from, none for those in float32."""
+    while weights.get_type_name() != "Constant":
+        weights = weights.input_value(0).get_node()
+    return weights.data.astype(int) if weights.get_element_type() == ov.Type.i8 else None
+
+
 def is_constant(node: ov.Node) -> bool:
     """Tell whether a node depends on no input, as weights do on the way to their rounding."""
     return node.get_type_name() != "Parameter" and all(is_constant(value.get_node()) for value in node.input_values())

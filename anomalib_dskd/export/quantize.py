@@ -9,6 +9,7 @@ from pathlib import Path
 import nncf
 import numpy as np
 import openvino as ov
+from nncf.quantization.advanced_parameters import OverflowFix
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
@@ -19,16 +20,21 @@ from .nncf_log import only_errors
 from .verify import decode
 
 SUBSET = 100
-# what comes before and after the networks
+# what comes before and after the networks, and the sums in their residual blocks
 UNTOUCHED = (
     r"__module\.transform.*",
+    r"__module\.model\..*aten::add_?/Add.*",
     r"aten::.*",
     r".*scale_anomalies.*",
     r".*image_score.*",
     r".*anomaly_map_generator.*",
 )
-# the widest that were seen; by default NNCF takes the mean over images, which clips half of them, and defects more
-RANGES = nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
+PARAMETERS = nncf.AdvancedQuantizationParameters(
+    # the widest that were seen; by default NNCF takes the mean over images, which clips half of them, and defects more
+    activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+    # by default it gives 7 bits to the weights of what follows a convolution in float32, as if that read the image
+    overflow_fix=OverflowFix.DISABLE,
+)
 IMAGE_SCORE = "__module.model.image_score/"
 DEVIATIONS = f"{IMAGE_SCORE}aten::stack/Concat"
 """Operation of the converted graph that gives the image score's two deviations, of shape ``(2, B)``."""
@@ -36,6 +42,7 @@ CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 NETWORK = "__module.model."
 ENCODER = f"{NETWORK}encoder."
 IMAGE_LEVELS = 256
+SAFE_WEIGHT = 64
 
 
 def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | None = None) -> ov.Model:
@@ -44,7 +51,8 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
     Resize, distances and maps stay in float32, and so does the teacher's first convolution: a grey level is much where
     parts have little contrast, and how unusual an image is as a whole is read from the teacher
     (``examples/int8_sensitivity.py``). The encoder's takes the range from black to white, since an image brighter than
-    those that ranges were taken from would be clipped there, and the teacher would see what it does not. What rounding
+    those that ranges were taken from would be clipped there, and the teacher would see what it does not; its weights
+    have 7 bits, since the widest range times 8 bits would overflow on a CPU without VNNI. What rounding
     adds to the distances of normal images is taken off again, so that the thresholds of the checkpoint stay right: by
     one factor on the maps, and in the score by giving what stands out the mean and deviation back that it had on these
     images, and what is unusual as a whole the mean.
@@ -74,14 +82,14 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
             subset_size=len(chosen),
             preset=nncf.QuantizationPreset.MIXED,
             fast_bias_correction=False,
-            advanced_parameters=RANGES,
+            advanced_parameters=PARAMETERS,
             ignored_scope=nncf.IgnoredScope(
                 names=first_of_teacher(graph) if in_float is None else list(in_float),
                 patterns=list(UNTOUCHED),
                 validate=False,
             ),
         )
-    _widen(quantised)
+    _fit_to_images(quantised, graph)
     rounded_peaks, rounded = _judge(quantised, map(read, chosen))
     if rounded.size:
         _correct(quantised, exact, rounded)
@@ -124,8 +132,12 @@ def _readers(node: ov.Node) -> list[ov.Node]:
     return [reader.get_node() for output in node.outputs() for reader in output.get_target_inputs()]
 
 
-def _widen(graph: ov.Model) -> None:
-    """Give first convolutions that read rounded images the range of all 8-bit images."""
+def _fit_to_images(graph: ov.Model, exact: ov.Model) -> None:
+    """Give first convolutions that read rounded images the range of all 8-bit images, and weights that do not overflow.
+
+    Without VNNI two products at a time are added up in 16 bits: ``2 * 255 * 64`` fits, ``2 * 255 * 127`` does not.
+    """
+    weights = {node.get_friendly_name(): node.input_value(1).get_node() for node in first_convolutions(exact)}
     for convolution in first_convolutions(graph):
         rounding = convolution.input_value(0).get_node()
         if rounding.get_type_name() != "FakeQuantize":
@@ -135,6 +147,10 @@ def _widen(graph: ov.Model) -> None:
         low = step * round(low / step)
         for index, end in enumerate((low, low + (IMAGE_LEVELS - 1) * step) * 2, start=1):
             rounding.input(index).replace_source_output(ops.constant(np.float32(end)).output(0))
+        values = weights[convolution.get_friendly_name()].data
+        steps = np.maximum(np.abs(values).max(axis=(1, 2, 3), keepdims=True) / SAFE_WEIGHT, np.finfo(np.float32).tiny)
+        rounded = ops.convert(ops.constant(np.round(values / steps).astype(np.int8)), np.float32)
+        convolution.input(1).replace_source_output(ops.multiply(rounded, steps.astype(np.float32)).output(0))
     graph.validate_nodes_and_infer_types()
 
 
