@@ -27,7 +27,7 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import convert
-from anomalib_dskd.export.quantize import DEVIATIONS, _scaled, first_convolutions, first_of_teacher, quantize
+from anomalib_dskd.export.quantize import DEVIATIONS, _scaled, first_convolutions, first_of_teacher, quantize, spared
 from anomalib_dskd.export.verify import (
     Comparison,
     compare,
@@ -273,6 +273,19 @@ def test_int8_weights_have_all_of_8_bits_but_those_that_read_the_image(int8_bund
     highest = {name: np.abs(each).max() for name, each in weights.items() if each is not None and each.any()}
     assert len(highest) > 20
     assert highest == {name: 64 if name in reading else 127 for name in highest}
+
+
+def test_int8_spares_depthwise_convolutions_of_the_teacher(mvtec_root):
+    """Whose channels' ranges differ a thousandfold in EfficientNet-Lite0."""
+    model = Dskd(backbone="tf_efficientnet_lite0", teacher_weights="random", image_size=64, whole_image=False).eval()
+    graph = convert(model)
+    names = spared(graph)
+    assert first_of_teacher(graph) == names[:1]
+    quantised = quantize(graph, find_images(mvtec_root / "stripes/train/good"))
+    grouped = [node for node in quantised.get_ordered_ops() if node.get_type_name() == "GroupConvolution"]
+    in_float = {node.get_friendly_name() for node in grouped if levels(node.input_value(1).get_node()) is None}
+    assert in_float == set(names[1:])
+    assert len(grouped) == 2 * len(in_float), "the encoder has as many, in 8 bits"
 
 
 def levels(weights: ov.Node) -> np.ndarray | None:

@@ -40,6 +40,7 @@ DEVIATIONS = f"{IMAGE_SCORE}aten::stack/Concat"
 """Operation of the converted graph that gives the image score's two deviations, of shape ``(2, B)``."""
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 NETWORK = "__module.model."
+TEACHER = f"{NETWORK}teacher."
 ENCODER = f"{NETWORK}encoder."
 IMAGE_LEVELS = 256
 SAFE_WEIGHT = 64
@@ -48,19 +49,17 @@ SAFE_WEIGHT = 64
 def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | None = None) -> ov.Model:
     """Quantise the networks of a graph after training.
 
-    Resize, distances and maps stay in float32, and so does the teacher's first convolution: a grey level is much where
-    parts have little contrast, and how unusual an image is as a whole is read from the teacher
-    (``examples/int8_sensitivity.py``). The encoder's takes the range from black to white, since an image brighter than
-    those that ranges were taken from would be clipped there, and the teacher would see what it does not; its weights
-    have 7 bits, since the widest range times 8 bits would overflow on a CPU without VNNI. What rounding
-    adds to the distances of normal images is taken off again, so that the thresholds of the checkpoint stay right: by
-    one factor on the maps, and in the score by giving what stands out the mean and deviation back that it had on these
-    images, and what is unusual as a whole the mean.
+    Resize, distances and maps stay in float32, and so does what :func:`spared` returns. The encoder's first convolution
+    takes the range from black to white, since an image brighter than those that ranges were taken from would be clipped
+    there, and the teacher would see what it does not; its weights have 7 bits, since the widest range times 8 bits
+    would overflow on a CPU without VNNI. What rounding adds to the distances of normal images is taken off again, so
+    that the thresholds of the checkpoint stay right: by one factor on the maps, and in the score by giving what stands
+    out the mean and deviation back that it had on these images, and what is unusual as a whole the mean.
 
     Args:
         graph: Graph as :func:`~anomalib_dskd.export.graph.convert` returns it.
         images: Normal images that value ranges and corrections are taken from; 100 of them, evenly spread, are used.
-        in_float: Names of the layers that stay in float32; by default :func:`first_of_teacher`.
+        in_float: Names of the layers that stay in float32; by default :func:`spared`.
 
     Returns:
         Quantised graph with the same input and outputs.
@@ -84,7 +83,7 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
             fast_bias_correction=False,
             advanced_parameters=PARAMETERS,
             ignored_scope=nncf.IgnoredScope(
-                names=first_of_teacher(graph) if in_float is None else list(in_float),
+                names=spared(graph) if in_float is None else list(in_float),
                 patterns=list(UNTOUCHED),
                 validate=False,
             ),
@@ -119,6 +118,20 @@ def first_of_teacher(graph: ov.Model) -> list[str]:
     """Return the names of the first convolutions that are not the student encoder's."""
     found = first_convolutions(graph)
     return [node.get_friendly_name() for node in found if not _named_by_network(node).startswith(ENCODER)]
+
+
+def spared(graph: ov.Model) -> list[str]:
+    """Return the names of the teacher's convolutions that stay in float32: its first, and depthwise ones.
+
+    A grey level is much where parts have little contrast, and how unusual an image is as a whole is read from the
+    teacher (``examples/int8_sensitivity.py``). A depthwise convolution's channels have ranges of their own, and NNCF
+    raises all to a hundredth of the widest at least; it has few multiplications, so that 8 bits would save little.
+    """
+    return first_of_teacher(graph) + [
+        node.get_friendly_name()
+        for node in graph.get_ordered_ops()
+        if node.get_type_name() == "GroupConvolution" and _named_by_network(node).startswith(TEACHER)
+    ]
 
 
 def _named_by_network(node: ov.Node) -> str:
