@@ -74,11 +74,11 @@ if __name__ == "__main__":
 # Prints:
 # 50 normal images
 # convolutions in float32      number   spread  largest  correlation of scores
-# none                              0   0.5202   2.4313   0.9866
-# those that read the image         2   0.1193   0.2376   0.9995
-# the teacher's                     1   0.1177   0.2477   0.9995
-# the encoder's                     1   0.4798   2.1045   0.9866
-# output height 32                 11   0.2958   1.3604   0.9923
-# output height 16                 16   0.4378   1.9539   0.9891
-# output height 8                  24   0.5079   2.3722   0.9880
-# output height 4                  11   0.5178   2.3966   0.9866
+# none                              0   0.5053   2.0413   0.9954
+# those that read the image         2   0.1341   0.6240   0.9996
+# the teacher's                     1   0.1415   0.6802   0.9995
+# the encoder's                     1   0.5065   1.9963   0.9954
+# output height 32                 11   0.5150   2.4393   0.9941
+# output height 16                 16   0.4534   2.0407   0.9958
+# output height 8                  24   0.4916   1.9785   0.9948
+# output height 4                  11   0.5053   2.0098   0.9954

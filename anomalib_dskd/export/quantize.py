@@ -130,8 +130,15 @@ def spared(graph: ov.Model) -> list[str]:
     return first_of_teacher(graph) + [
         node.get_friendly_name()
         for node in graph.get_ordered_ops()
-        if node.get_type_name() == "GroupConvolution" and _named_by_network(node).startswith(TEACHER)
+        if _is_depthwise(node) and _named_by_network(node).startswith(TEACHER)
     ]
+
+
+def _is_depthwise(node: ov.Node) -> bool:
+    if node.get_type_name() != "GroupConvolution":
+        return False
+    _, outputs, inputs, *_ = node.input_value(1).get_shape()  # of each group
+    return outputs == inputs == 1
 
 
 def _named_by_network(node: ov.Node) -> str:
