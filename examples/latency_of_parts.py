@@ -62,7 +62,7 @@ def decoder(model: DskdModel, images: torch.Tensor) -> list[torch.Tensor]:
 def distances(model: DskdModel, images: torch.Tensor) -> list[torch.Tensor]:
     """Distances of both students at all scales."""
     anomalies = model.anomalies(*model.features(images))
-    return [scale for scales in anomalies.values() for scale in scales]
+    return [distance for scales in anomalies.values() for scale in scales for distance in scale]
 
 
 def verdict(model: DskdModel, images: torch.Tensor) -> list[torch.Tensor]:

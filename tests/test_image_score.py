@@ -202,7 +202,7 @@ def test_wider_regions_are_in_the_score_and_not_in_the_maps():
         anomalies = model.anomalies(*model.features(images))
     assert torch.equal(before.anomaly_map, after.anomaly_map)
     assert not torch.equal(before.pred_score, after.pred_score)
-    assert {each.shape[1] for maps in anomalies.values() for each in maps} == {2}
+    assert {len(distances) for scales in anomalies.values() for distances in scales} == {3}
     assert {each.shape[1] for each in model.student_maps(anomalies, images.shape[-2:]).values()} == {1}
 
 

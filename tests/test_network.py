@@ -124,10 +124,11 @@ def test_distance_of_regions():
     location, both = (ScaleAnomaly(5, 16, "cosine", regions=regions) for regions in (False, True))
     teacher = torch.randn(1, 5, 1, 1).expand(-1, -1, 20, 20)
     student = torch.randn(1, 5, 1, 1).expand(-1, -1, 20, 20)
-    torch.testing.assert_close(location(teacher, student), feature_distance(teacher, student), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(both(teacher, student), 2 * location(teacher, student))
+    (alone,) = location(teacher, student)
+    torch.testing.assert_close(alone, feature_distance(teacher, student), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(both(teacher, student), [alone, alone])
     student = torch.randn(1, 5, 20, 20)
-    region = (both(teacher, student) - location(teacher, student))[0, 0]
+    region = both(teacher, student)[1][0, 0]
     residual = torch.nn.functional.normalize(teacher, dim=1) - torch.nn.functional.normalize(student, dim=1)
     for row, column in [(10, 10), (0, 0), (19, 5)]:
         inside = residual[0, :, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
@@ -152,8 +153,8 @@ def test_regions_are_as_wide_at_every_scale(stride, pixels):
 
 
 def test_regions_of_fine_maps_are_means_of_their_blocks():
-    """Of 18 locations the last block holds two; the distance lies between those of blocks."""
-    location, both = (ScaleAnomaly(5, 4, "cosine", regions=regions) for regions in (False, True))
+    """Of 18 locations the last block holds two; in the map the distance lies between those of blocks."""
+    both = ScaleAnomaly(5, 4, "cosine", regions=True)
     teacher, student = torch.randn(2, 1, 5, 18, 18)
     (means,) = both.region_means(feature_residual(teacher, student), feature_distance(teacher, student))
     assert means.shape == (1, 5, 5, 5)
@@ -161,9 +162,12 @@ def test_regions_of_fine_maps_are_means_of_their_blocks():
     blocks = [[residual[0, :, i : i + 4, j : j + 4].mean(dim=(1, 2)) for j in range(0, 18, 4)] for i in range(0, 18, 4)]
     expected = torch.stack([block for row in blocks for block in row]).mean(dim=0)
     torch.testing.assert_close(means[0, :, 2, 2], expected)
-    distances = both(teacher, student) - location(teacher, student)
-    corner = 0.5 * means[0, :, 0, 0].square().sum()
-    torch.testing.assert_close(distances[0, 0, 0, 0], corner, rtol=1e-4, atol=1e-6)
+    _, region = both(teacher, student)
+    torch.testing.assert_close(region, 0.5 * means.square().sum(dim=1, keepdim=True), rtol=1e-4, atol=1e-6)
+    shown = AnomalyMapGenerator().student_maps({"encoder": [[torch.zeros(1, 1, 18, 18), region]]})["encoder"]
+    bilinear = torch.nn.functional.interpolate(region, (18, 18), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(shown, bilinear)
+    assert shown[0, 0, 0, 0] == region[0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("side", [2, 4, 5, 16, 17])
@@ -195,18 +199,22 @@ def test_small_clear_defects_do_not_raise_their_region_but_faint_wide_ones_do(st
     anomaly, teacher, student = trained_on_normal_images(6, stride, 256 // stride)
     middle, beside, block = 128 // stride, (128 + 24) // stride, 16 // stride
     direction = torch.tensor([0.0, 1, 0, 0, 0, 0])[:, None, None]
+
+    def map_of(seen: torch.Tensor) -> torch.Tensor:
+        return AnomalyMapGenerator().student_maps({"encoder": [anomaly(teacher, seen)]})["encoder"][0, 0]
+
     around = {}
     for clearness in (0.3, 3.0):
         small = teacher.clone()
         small[0, :, middle : middle + block, middle : middle + block] += clearness * direction
-        found = anomaly(teacher, small)[0, 0]
+        found = map_of(small)
         around[clearness] = (found[beside, beside] / found[middle, middle]).item()
     assert 0 < around[3.0] < 0.1 * around[0.3]
     inside = slice(middle - 4 * block, middle + 4 * block)
     wide = student.clone()
     wide[0, :, inside, inside] += 0.15 * direction
     core = slice(middle - 2 * block, middle + 2 * block)
-    assert anomaly(teacher, wide)[0, 0, core, core].mean() > 2 * anomaly(teacher, student)[0, 0].mean()
+    assert map_of(wide)[core, core].mean() > 2 * map_of(student).mean()
 
 
 @pytest.mark.parametrize("distance", ["mahalanobis", "cosine"])
@@ -221,7 +229,7 @@ def test_learning_tells_the_distances_that_are_asked_for_afterwards(distance, re
     student = teacher + torch.randn(teacher.shape)
     before, learned, after = anomaly(teacher, student), anomaly.learn(teacher, student), anomaly(teacher, student)
     torch.testing.assert_close(learned, after)
-    assert torch.equal(before, after) == (distance == "cosine")
+    assert all(map(torch.equal, before, after)) == (distance == "cosine")
 
 
 def test_usual_distance_is_the_mean_over_normal_images():
@@ -335,7 +343,7 @@ def test_the_map_has_its_border_levelled():
     border = BorderLevel(1, 4)
     border.update(torch.nn.functional.pad(torch.ones(1, 1, 14, 14), [1] * 4, value=3.0))
     generator = AnomalyMapGenerator(smoothing=0, border=border)
-    found = generator({"encoder": [torch.full((1, 1, 16, 16), 6.0)]}, torch.Size((16, 16)))[0, 0]
+    found = generator({"encoder": [[torch.full((1, 1, 16, 16), 6.0)]]}, torch.Size((16, 16)))[0, 0]
     assert found[0].tolist() == [2.0] * 16
     assert found[1:-1, 1:-1].unique().tolist() == [6.0]
 
@@ -401,7 +409,7 @@ def test_fusions_and_smoothing_do_what_they_say():
     base = build(smoothing=0).eval()
     with torch.no_grad():
         teacher, students = base.features(images())
-        distances = base.distances(teacher, students)
+        distances = {name: [[each] for each in maps] for name, maps in base.distances(teacher, students).items()}
     size = torch.Size((64, 64))
 
     def predict(**kwargs) -> torch.Tensor:
@@ -412,7 +420,7 @@ def test_fusions_and_smoothing_do_what_they_say():
 
     students = base.anomaly_map_generator.student_maps(distances)
     on_one_grid = {
-        student: torch.cat([resize(scale, (16, 16)) for scale in scales], dim=1)
+        student: torch.cat([resize(scale, (16, 16)) for (scale,) in scales], dim=1)
         for student, scales in distances.items()
     }
     for fusion, over_scales, over_students in [
@@ -427,6 +435,17 @@ def test_fusions_and_smoothing_do_what_they_say():
     smooth = predict(smoothing=4.0)
     assert smooth.var() < predict().var()
     torch.testing.assert_close(smooth.mean(), predict().mean(), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97)])
+def test_students_are_summed_before_anything_is_brought_to_a_finer_grid(size):
+    """It is the same map as the sum of each student's, at half the work."""
+    model = build().eval()
+    with torch.no_grad():
+        anomalies = model.anomalies(*model.features(images(size=size)))
+    students = model.anomaly_map_generator.student_maps(anomalies)
+    assert not torch.allclose(students["encoder"][:, 0], students["encoder"][:, 1])
+    torch.testing.assert_close(model.anomaly_map_generator.fuse(anomalies), students["encoder"] + students["decoder"])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from anomalib_dskd.errors import DskdError, check_choice
 from .components import BorderLevel
 from .components.residual import resize_to
 
+Scales = Sequence[Sequence[torch.Tensor]]
+
 FUSIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "sum": torch.add,
     "product": torch.mul,
@@ -56,21 +58,24 @@ class AnomalyMapGenerator(nn.Module):
             self.kernel = along_rows.kernel.flatten().tolist()
         self.border = border
 
-    def student_maps(self, distances: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def student_maps(self, distances: Mapping[str, Scales]) -> dict[str, torch.Tensor]:
         """Fuse the scales of each student.
 
         Args:
-            distances: For each student, its distances to the teacher at each scale, ``(B, K, h, w)``, finest first.
+            distances: For each student, its distances to the teacher at each scale, finest first: those of single
+                locations, ``(B, 1, h, w)``, and of regions of each width, ``(B, 1, h', w')``, on coarser grids.
 
         Returns:
-            For each student its map on the finest grid, ``(B, K, h, w)``, not smoothed.
+            For each student its map on the finest grid, ``(B, K, h, w)`` for K widths, not smoothed.
         """
         return {
-            student: _fuse(self.scale_fusion, (resize_to(scale, scales[0].shape[-2:]) for scale in scales))
+            student: _fuse(
+                self.scale_fusion, (resize_to(_at_locations(*scale), scales[0][0].shape[-2:]) for scale in scales)
+            )
             for student, scales in distances.items()
         }
 
-    def forward(self, distances: Mapping[str, Sequence[torch.Tensor]], image_size: torch.Size) -> torch.Tensor:
+    def forward(self, distances: Mapping[str, Scales], image_size: torch.Size) -> torch.Tensor:
         """Compute the anomaly map.
 
         Args:
@@ -82,8 +87,12 @@ class AnomalyMapGenerator(nn.Module):
         """
         return self.finish(self.fuse(distances), image_size)
 
-    def fuse(self, distances: Mapping[str, Sequence[torch.Tensor]]) -> torch.Tensor:
+    def fuse(self, distances: Mapping[str, Scales]) -> torch.Tensor:
         """Fuse scales and students, arguments as in :meth:`student_maps`, to a map ``(B, K, h, w)``, not smoothed."""
+        if self.scale_fusion == self.student_fusion == "sum":
+            # a sum of sums, whose order is free: both students' are summed first, then brought to the finest grid once
+            scales = zip(*distances.values(), strict=True)
+            distances = {"both": [[_fuse("sum", same) for same in zip(*scale, strict=True)] for scale in scales]}
         return self.fuse_students(self.student_maps(distances).values())
 
     def learn(self, maps: torch.Tensor) -> None:
@@ -122,6 +131,13 @@ class AnomalyMapGenerator(nn.Module):
     def fuse_students(self, maps: Iterable[torch.Tensor]) -> torch.Tensor:
         """Fuse the students' maps, all of one shape, into one map of that shape."""
         return _fuse(self.student_fusion, maps)
+
+
+def _at_locations(distance: torch.Tensor, *regions: torch.Tensor) -> torch.Tensor:
+    """Add to distances of locations, ``(B, 1, h, w)``, those of regions: ``(B, K, h, w)`` for K widths."""
+    if not regions:
+        return distance
+    return distance + torch.cat([resize_to(each, distance.shape[-2:]) for each in regions], dim=1)
 
 
 def _fuse(fusion: str, maps: Iterable[torch.Tensor]) -> torch.Tensor:

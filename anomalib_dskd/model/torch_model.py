@@ -168,11 +168,16 @@ class DskdModel(nn.Module):
             for student, maps in students.items()
         }
 
-    def anomalies(self, teacher: Maps, students: Mapping[str, Maps]) -> dict[str, Maps]:
+    def anomalies(self, teacher: Maps, students: Mapping[str, Maps]) -> dict[str, list[Maps]]:
         """Compute what is shown in the anomaly map: distances, and those of regions.
 
-        Arguments and shapes are those of :meth:`distances`; a second channel, for the image score alone, has wider
-        regions.
+        Args:
+            teacher: The teacher's maps, see :meth:`features`.
+            students: Those of each student.
+
+        Returns:
+            For each student and scale, finest first, the distances of single locations, ``(B, 1, h, w)``, and of
+            regions of each width, ``(B, 1, h', w')``; the wider ones are for the image score alone.
         """
         return {
             student: [
@@ -218,13 +223,13 @@ class DskdModel(nn.Module):
             return self.distances(teacher, students)
         return self.predict(teacher, self.anomalies(teacher, students), images.shape[-2:])
 
-    def student_maps(self, anomalies: Mapping[str, Maps], image_size: torch.Size) -> dict[str, torch.Tensor]:
+    def student_maps(self, anomalies: Mapping[str, Sequence[Maps]], image_size: torch.Size) -> dict[str, torch.Tensor]:
         """Turn anomalies into a smoothed map of each student alone, ``(B, 1, H, W)``."""
         maps = self.anomaly_map_generator.student_maps(anomalies)
         return {student: self.anomaly_map_generator.finish(each[:, :1], image_size) for student, each in maps.items()}
 
     def predict(
-        self, teacher: Maps, anomalies: Mapping[str, Maps], image_size: torch.Size, held_out: bool = False
+        self, teacher: Maps, anomalies: Mapping[str, Sequence[Maps]], image_size: torch.Size, held_out: bool = False
     ) -> InferenceBatch:
         """Turn anomalies into the anomaly map ``(B, 1, H, W)`` and the image score ``(B,)``.
 

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from .distance import EPSILON
-from .residual import resize_to
 from .whitening import TINY, ResidualWhitening, half_squared_norm
 
 REGION_PIXELS = 80
@@ -63,7 +62,7 @@ class ScaleAnomaly(nn.Module):
         self.location = scaling()
         self.regions = nn.ModuleList(scaling() for _ in range(regions * (1 + wide)))
 
-    def forward(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    def forward(self, teacher: torch.Tensor, student: torch.Tensor) -> list[torch.Tensor]:
         """Compute the distances.
 
         Args:
@@ -71,12 +70,13 @@ class ScaleAnomaly(nn.Module):
             student: The student's map of the same shape.
 
         Returns:
-            Distances of shape ``(B, 1, h, w)``, or ``(B, 2, h, w)`` with the second map, float32 whatever the autocast.
+            Distances of single locations, ``(B, 1, h, w)``, and of regions of each width, ``(B, 1, h', w')``, with h'
+            and w' as in :meth:`region_means`; float32 whatever the autocast.
         """
         return self._distances(teacher, student, distance_by)
 
     @torch.no_grad()
-    def learn(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    def learn(self, teacher: torch.Tensor, student: torch.Tensor) -> list[torch.Tensor]:
         """Take normal images into what is usual; arguments, B at least 1, and result as in :meth:`forward`."""
         return self._distances(teacher, student, learned_distance_by)
 
@@ -85,17 +85,12 @@ class ScaleAnomaly(nn.Module):
         teacher: torch.Tensor,
         student: torch.Tensor,
         distance_by: Callable[[nn.Module, torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
+    ) -> list[torch.Tensor]:
         with torch.autocast(teacher.device.type, enabled=False):
             residual = feature_residual(teacher, student)
             distance = distance_by(self.location, residual)
-            if not self.regions:
-                return distance
-            regions = [
-                resize_to(distance_by(region, mean), distance.shape[-2:])
-                for region, mean in zip(self.regions, self.region_means(residual, distance), strict=True)
-            ]
-            return distance + torch.cat(regions, dim=1)
+            means = self.region_means(residual, distance)
+            return [distance, *(distance_by(region, mean) for region, mean in zip(self.regions, means, strict=True))]
 
     def region_means(self, residual: torch.Tensor, distance: torch.Tensor) -> list[torch.Tensor]:
         """Means of residuals over regions of each width, the wide ones for every other block each way.
@@ -146,7 +141,5 @@ def region_mean(blocks: torch.Tensor, window: int, stride: int) -> torch.Tensor:
     Returns:
         Means, ``(B, C, ceil(h / stride), ceil(w / stride))``.
     """
-    pool = partial(F.avg_pool2d, ceil_mode=True, count_include_pad=False)
     beside = (window - stride) // 2
-    rows = pool(blocks, (window, 1), stride=(stride, 1), padding=(beside, 0))
-    return pool(rows, (1, window), stride=(1, stride), padding=(0, beside))
+    return F.avg_pool2d(blocks, window, stride=stride, padding=beside, ceil_mode=True, count_include_pad=False)

@@ -131,4 +131,4 @@ def whiten(residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def half_squared_norm(residual: torch.Tensor) -> torch.Tensor:
     """Half the squared norm at each location of a map ``(B, C, h, w)``, of shape ``(B, 1, h, w)``."""
-    return 0.5 * residual.square().sum(dim=1, keepdim=True)
+    return 0.5 * torch.linalg.vector_norm(residual, dim=1, keepdim=True).square()
