@@ -85,6 +85,7 @@ def main(
     image_size: int = 256,
     precision: Literal["f32", "bf16"] = "f32",
     rounds: int = 100,
+    threads: int | None = None,
 ) -> None:
     """Print the latency up to each part, and what the part adds to it.
 
@@ -93,6 +94,8 @@ def main(
         image_size: Height and width of the input in pixels.
         precision: In which OpenVINO computes.
         rounds: Timed runs of each.
+        threads: Number of threads; the default is all cores. One alone is where to compare on a virtual machine, whose
+            cores may lie on different chips, which costs small steps most (docs/speed.md).
     """
     torch.manual_seed(0)
     dskd = Dskd(backbone, teacher_weights="random", image_size=image_size, visualizer=False).eval()
@@ -103,12 +106,12 @@ def main(
     }
     plain = nn.Sequential(*(nn.Conv2d(128, 128, 3, padding=1) for _ in range(8))).eval()
     networks["plain convolutions alone"] = (plain, torch.rand(1, 128, image_size // 8, image_size // 8))
-    tasks = {name: [_compile(network, x, precision)] for name, (network, x) in networks.items()}
+    tasks = {name: [_compile(network, x, precision, threads)] for name, (network, x) in networks.items()}
     networks["bundle in INT8"] = networks["anomaly map and score"]
-    tasks["bundle in INT8"] = [_compile_int8(dskd, image_size)]
+    tasks["bundle in INT8"] = [_compile_int8(dskd, image_size, threads)]
     seconds = {name: times[0] for name, times in interleave(tasks, rounds).items()}
     columns = ("up to", "ms", "times the teacher", "GMACs", "ms a GMAC")
-    table = Table(*columns, title=f"{backbone}, {image_size}, {precision}")
+    table = Table(*columns, title=f"{backbone}, {image_size}, {precision}, {threads or os.cpu_count()} threads")
     for name, times in seconds.items():
         milliseconds = float(np.median(times) * 1e3)
         ratio = np.median(times / seconds["teacher"])
@@ -117,25 +120,27 @@ def main(
     Console().print(table)
 
 
-def _compile(network: nn.Module, x: torch.Tensor, precision: str) -> Callable[[int], object]:
+def _compile(network: nn.Module, x: torch.Tensor, precision: str, threads: int | None) -> Callable[[int], object]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # it has one size only
         converted = ov.convert_model(network, example_input=x, input=list(x.shape))
-    return _predictor(converted, x.numpy(), precision)
+    return _predictor(converted, x.numpy(), precision, threads)
 
 
-def _compile_int8(model: Dskd, image_size: int) -> Callable[[int], object]:
+def _compile_int8(model: Dskd, image_size: int, threads: int | None) -> Callable[[int], object]:
     noise = Image.effect_noise((image_size, image_size), 64).convert("RGB")
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         noise.save(file.name)
         quantized = quantize(convert(model), [Path(file.name)])
     inspector.leave_out_students(quantized)
     quantized.reshape([1, image_size, image_size, 3])
-    return _predictor(quantized, np.asarray(noise)[None], "f32")
+    return _predictor(quantized, np.asarray(noise)[None], "f32", threads)
 
 
-def _predictor(graph: ov.Model, x: np.ndarray, precision: str) -> Callable[[int], object]:
+def _predictor(graph: ov.Model, x: np.ndarray, precision: str, threads: int | None) -> Callable[[int], object]:
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    if threads:
+        hints["INFERENCE_NUM_THREADS"] = str(threads)
     request = ov.Core().compile_model(graph, "CPU", hints).create_infer_request()
     return lambda _: request.infer({0: x})
 
