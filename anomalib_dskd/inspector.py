@@ -728,16 +728,16 @@ class Inspector:
                 yield found and Part(found[0], fresh=found[1])
             return
         problems: list[OSError] = []
-        parts = [Part(path) for path in list_images(arguments.source, leave_out, problems.append)]
-        parts += [Part(Path(str(error.filename)), problem=str(error)) for error in problems]
-        if not parts:
+        listed = [(path, "") for path in list_images(arguments.source, leave_out, problems.append)]
+        listed += [(Path(str(error.filename)), str(error)) for error in problems]
+        if not listed:
             msg = f"{arguments.source} has no images ({', '.join(sorted(EXTENSIONS))})."
             raise BundleError(msg)
-        for part in parts:
+        for path, problem in listed:
             self._unfinished = self.stopping
             if self.stopping:
                 return
-            yield part
+            yield Part(path, problem=problem)  # made here, so that nothing holds its image once it is told
 
     def _judge(self, part: Part) -> Part:
         """Decode and infer, in a thread of its own; whatever goes wrong is an ERROR of this part alone."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -643,6 +644,26 @@ def test_unknown_device(bundle, images):
     assert result.returncode == 1
     assert "--device TPU" in result.stderr
     assert "CPU" in result.stderr
+
+
+def test_images_are_let_go_once_they_are_judged(bundle, tmp_path):
+    """300 of 3 MB; a few of them are in hand at a time."""
+    Image.new("RGB", (1000, 1000), "grey").save(tmp_path / "part.png")
+    source, log = tmp_path / "images", tmp_path / "log.jsonl"
+    source.mkdir()
+    for number in range(300):
+        os.link(tmp_path / "part.png", source / f"{number}.png")
+    process = subprocess.Popen(command(bundle, source, "--log", log, "--threshold", GONE), stdout=subprocess.DEVNULL)
+    memory = {}
+    while process.poll() is None:
+        if log.is_file():
+            with suppress(psutil.NoSuchProcess):
+                memory[log.read_bytes().count(b'"part"')] = psutil.Process(process.pid).memory_info().rss
+        time.sleep(0.02)
+    assert process.returncode == 0
+    assert len(parts(log)) == 300
+    early, late = (max(rss for told, rss in memory.items() if told in range(*span)) for span in ((50, 100), (200, 300)))
+    assert late < early + 150e6, memory
 
 
 # Long
