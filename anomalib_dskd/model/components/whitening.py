@@ -131,4 +131,5 @@ def whiten(residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def half_squared_norm(residual: torch.Tensor) -> torch.Tensor:
     """Half the squared norm at each location of a map ``(B, C, h, w)``, of shape ``(B, 1, h, w)``."""
+    # the norm is one operation in an export, a sum of squares two, between which NNCF would round
     return 0.5 * torch.linalg.vector_norm(residual, dim=1, keepdim=True).square()
