@@ -21,23 +21,19 @@ from jsonargparse import ArgumentParser
 from rich.progress import track
 
 from anomalib_dskd.export.graph import convert
-from anomalib_dskd.export.quantize import CONVOLUTIONS, first_convolutions, first_of_teacher, quantize
+from anomalib_dskd.export.quantize import CONVOLUTIONS, first_convolutions, quantize
 from anomalib_dskd.export.verify import decode, find_images
 
 
 def layers_by_scale(graph: ov.Model) -> dict[str, list[str]]:
     """Return the names of the convolutions, those that read the image first and the others by their output's height."""
-    first, teacher = [node.get_friendly_name() for node in first_convolutions(graph)], first_of_teacher(graph)
+    first = [node.get_friendly_name() for node in first_convolutions(graph)]
     scales: dict[str, list[str]] = defaultdict(list)
     for node in graph.get_ordered_ops():
         if node.get_type_name() in CONVOLUTIONS and node.get_friendly_name() not in first:
             scales[str(node.get_output_partial_shape(0)[2])].append(node.get_friendly_name())
-    read = {
-        "those that read the image": first,
-        "the teacher's": teacher,
-        "the encoder's": sorted({*first} - {*teacher}),
-    }
-    return {"none": []} | read | {f"output height {scale}": names for scale, names in scales.items()}
+    read = {"none": [], "those that read the image": first}
+    return read | {f"output height {scale}": names for scale, names in scales.items()}
 
 
 def scores(graph: ov.Model, images: list[np.ndarray]) -> np.ndarray:

@@ -27,7 +27,8 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import convert
-from anomalib_dskd.export.quantize import DEVIATIONS, _scaled, first_convolutions, first_of_teacher, quantize, spared
+from anomalib_dskd.export.quantize import DEVIATIONS, HEADROOM, WHITENING, _scaled, first_convolutions, quantize, spared
+from anomalib_dskd.export.rounding import round_weights, second_moments
 from anomalib_dskd.export.verify import (
     Comparison,
     compare,
@@ -215,16 +216,15 @@ def int8_bundle(small_checkpoint, mvtec_root, tmp_path_factory) -> Path:
 def test_int8_bundle(small_checkpoint, small_bundle, int8_bundle, mvtec_root, capsys):
     assert size(int8_bundle) < 0.35 * size(small_bundle)
     graph = ov.Core().read_model(int8_bundle / "model.xml")
-    (of_teacher,) = first_of_teacher(graph)
-    reads = {each.get_friendly_name(): each.input_value(0).get_node() for each in first_convolutions(graph)}
-    assert reads.pop(of_teacher).get_type_name() != "FakeQuantize"
-    assert [each.get_type_name() for each in reads.values()] == ["FakeQuantize"], "the encoder's"
+    reads = [each.input_value(0).get_node() for each in first_convolutions(graph)]
+    assert [each.get_type_name() for each in reads] == ["FakeQuantize"] * 2, "the teacher's and the encoder's"
     for operation in graph.get_ops():
         if operation.get_type_name() == "FakeQuantize":
             readers = [reader.get_node() for reader in operation.output(0).get_target_inputs()]
             names = [reader.get_friendly_name() for reader in readers if reader.get_type_name() != "ShapeOf"]
             assert not [name for name in names if name.startswith(("aten::", "__module.transform"))]
-            assert not [name for name in names if "scale_anomalies" in name or "image_score" in name]
+            assert not [name for name in names if "image_score" in name or "anomaly_map_generator" in name]
+            assert all(name.endswith("aten::_convolution/Convolution") for name in names if "scale_anomalies" in name)
     verify(small_checkpoint, int8_bundle, mvtec_root / "stripes/test", max_flips=8)
     assert capsys.readouterr().out.startswith("8 images: largest relative difference")
 
@@ -246,14 +246,76 @@ def test_int8_clips_nothing_that_it_was_shown(int8_bundle, mvtec_root):
         assert (reached < 1.05 * highest).all()
 
 
+def test_int8_leaves_room_for_defects_where_distances_are_whitened(int8_bundle, mvtec_root):
+    graph = ov.Core().read_model(int8_bundle / "model.xml")
+    whitening = [
+        node
+        for node in graph.get_ops()
+        if node.get_type_name() == "Convolution" and node.get_friendly_name().startswith(WHITENING)
+    ]
+    assert len(whitening) == 12, "of two students, two scales, locations and regions of two widths"
+    roundings = [node.input_value(0).get_node() for node in whitening]
+    assert {each.get_type_name() for each in roundings} == {"FakeQuantize"}
+    ends = np.array(
+        [max(np.abs(each.input_value(index).get_node().data).max() for index in (1, 2)) for each in roundings]
+    )
+    reads = [each.input_value(0) for each in roundings]
+    compiled = ov.Core().compile_model(
+        ov.Model(reads, graph.get_parameters()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    reached = np.max(
+        [
+            [np.abs(values).max() for values in compiled(decode(path)[None]).to_tuple()]
+            for path in find_images(mvtec_root / "stripes/train/good")
+        ],
+        axis=0,
+    )
+    assert (reached < 1.2 / HEADROOM * ends).all()
+    assert (reached > 0.5 / HEADROOM * ends).all()
+
+
+@pytest.fixture(scope="module")
+def image_weights(small_bundle, mvtec_root) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of a first convolution in steps of 7 bits, and the second moment of what it reads."""
+    graph = ov.Core().read_model(small_bundle / "model.xml")
+    convolution = first_convolutions(graph)[0]
+    images = [decode(path)[None] for path in find_images(mvtec_root / "stripes/train/good")]
+    (moment,) = second_moments(graph, [convolution], iter(images))
+    values = convolution.input_value(1).get_node().data
+    compiled = ov.Core().compile_model(
+        ov.Model([convolution.output(0)], graph.get_parameters()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    squares = np.mean([np.square(compiled(image)[0]).mean(axis=(0, 2, 3)) for image in images], axis=0)
+    flat = values.reshape(len(values), -1)
+    np.testing.assert_allclose(np.einsum("nk,kl,nl->n", flat, moment, flat), squares, rtol=1e-3)
+    return values / np.abs(values).max(axis=(1, 2, 3), keepdims=True) * 64, moment
+
+
+def test_errors_of_rounded_weights_cancel_in_what_they_compute(image_weights):
+    weights, moment = image_weights
+
+    def missed(rounded: np.ndarray) -> float:
+        differences = (rounded - weights).reshape(len(weights), -1)
+        return float(np.trace(differences @ moment @ differences.T))
+
+    rounded = round_weights(weights, moment, 64)
+    assert rounded.dtype == np.int8
+    assert np.abs(rounded).max() == 64
+    assert missed(rounded) < 0.1 * missed(np.round(weights))
+
+
+def test_weights_of_values_that_have_nothing_in_common_are_rounded_to_the_nearest(image_weights):
+    weights, moment = image_weights
+    np.testing.assert_array_equal(round_weights(weights, np.eye(len(moment)), 64), np.round(weights))
+
+
 def test_int8_sees_black_and_white_as_they_are(int8_bundle):
     """Whatever the ranges were taken from; beyond the border there is zero, which rounding has to keep."""
     graph = ov.Core().read_model(int8_bundle / "model.xml")
-    (rounding,) = (
-        node.input_value(0).get_node()
-        for node in first_convolutions(graph)
-        if node.input_value(0).get_node().get_type_name() == "FakeQuantize"
-    )
+    readers = [node.input_value(0).get_node() for node in first_convolutions(graph)]
+    assert len({each.get_friendly_name() for each in readers}) == 1, "rounded once for both networks"
+    rounding = readers[0]
+    assert rounding.get_type_name() == "FakeQuantize"
     low, high = (float(rounding.input_value(index).get_node().data.item()) for index in (1, 2))
     step = (high - low) / 255
     assert low / step == pytest.approx(round(low / step), abs=1e-3)
@@ -280,11 +342,11 @@ def test_int8_spares_depthwise_convolutions_of_the_teacher(mvtec_root):
     model = Dskd(backbone="tf_efficientnet_lite0", teacher_weights="random", image_size=64, whole_image=False).eval()
     graph = convert(model)
     names = spared(graph)
-    assert first_of_teacher(graph) == names[:1]
+    assert names[:2] == [node.get_friendly_name() for node in first_convolutions(graph)], "of 27 weights each"
     quantised = quantize(graph, find_images(mvtec_root / "stripes/train/good"))
     grouped = [node for node in quantised.get_ordered_ops() if node.get_type_name() == "GroupConvolution"]
     in_float = {node.get_friendly_name() for node in grouped if levels(node.input_value(1).get_node()) is None}
-    assert in_float == set(names[1:])
+    assert in_float == set(names[2:])
     assert len(grouped) == 2 * len(in_float), "the encoder has as many, in 8 bits"
 
 

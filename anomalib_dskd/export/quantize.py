@@ -17,22 +17,23 @@ from openvino.preprocess import PrePostProcessor
 from anomalib_dskd.errors import DskdError
 
 from .nncf_log import only_errors
+from .rounding import round_weights, second_moments
 from .verify import decode
 
 SUBSET = 100
-# what comes before and after the networks, and the sums in their residual blocks
+# what comes before and after the networks, but the whitening of distances, and the sums in their residual blocks
 UNTOUCHED = (
     r"__module\.transform.*",
     r"__module\.model\..*aten::add_?/Add.*",
     r"aten::.*",
-    r".*scale_anomalies.*",
+    r".*scale_anomalies\.(?!.*aten::_convolution/Convolution).*",
     r".*image_score.*",
     r".*anomaly_map_generator.*",
 )
 PARAMETERS = nncf.AdvancedQuantizationParameters(
     # the widest that were seen; by default NNCF takes the mean over images, which clips half of them, and defects more
     activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-    # by default it gives 7 bits to the weights of what follows a convolution in float32, as if that read the image
+    # by default it gives 7 bits to the weights of what follows the first convolutions, as if that read the image
     overflow_fix=OverflowFix.DISABLE,
 )
 IMAGE_SCORE = "__module.model.image_score/"
@@ -41,20 +42,24 @@ DEVIATIONS = f"{IMAGE_SCORE}aten::stack/Concat"
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 NETWORK = "__module.model."
 TEACHER = f"{NETWORK}teacher."
-ENCODER = f"{NETWORK}encoder."
+WHITENING = f"{NETWORK}scale_anomalies."
+HEADROOM = 2.0
 IMAGE_LEVELS = 256
 SAFE_WEIGHT = 64
+MANY_WEIGHTS = 100
 
 
 def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | None = None) -> ov.Model:
     """Quantise the networks of a graph after training.
 
-    Resize, distances and maps stay in float32, and so does what :func:`spared` returns. The encoder's first convolution
-    takes the range from black to white, since an image brighter than those that ranges were taken from would be clipped
-    there, and the teacher would see what it does not; its weights have 7 bits, since the widest range times 8 bits
-    would overflow on a CPU without VNNI. What rounding adds to the distances of normal images is taken off again, so
-    that the thresholds of the checkpoint stay right: by one factor on the maps, and in the score by giving what stands
-    out the mean and deviation back that it had on these images, and what is unusual as a whole the mean.
+    Resize, distances and maps stay in float32, and so does what :func:`spared` returns. The convolutions that read the
+    image take the range from black to white, since an image brighter than those that ranges were taken from would be
+    clipped there; their weights have 7 bits, since the widest range times 8 bits would overflow on a CPU without VNNI,
+    and are rounded such that errors cancel, by :func:`~anomalib_dskd.export.rounding.round_weights`. What students miss
+    of the teacher is whitened in 8 bits too, of twice the range that it has on normal images: what is clipped there has
+    four times their largest distance. What rounding adds to the distances of normal images is taken off again, so that
+    the thresholds of the checkpoint stay right: by one factor on the maps, and in the score by giving what stands out
+    the mean and deviation back that it had on these images, and what is unusual as a whole the mean.
 
     Args:
         graph: Graph as :func:`~anomalib_dskd.export.graph.convert` returns it.
@@ -74,6 +79,9 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
         return decode(path)[None]
 
     exact_peaks, exact = _judge(graph, map(read, chosen))
+    in_float = spared(graph) if in_float is None else list(in_float)
+    graph = graph.clone()
+    weights = _round_first(graph, in_float, map(read, chosen))
     with only_errors():
         quantised = nncf.quantize(
             graph,
@@ -83,12 +91,13 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
             fast_bias_correction=False,
             advanced_parameters=PARAMETERS,
             ignored_scope=nncf.IgnoredScope(
-                names=spared(graph) if in_float is None else list(in_float),
+                names=[*in_float, *weights],
                 patterns=list(UNTOUCHED),
                 validate=False,
             ),
         )
-    _fit_to_images(quantised, graph)
+    _quantise_first(quantised, weights)
+    _leave_room(quantised)
     rounded_peaks, rounded = _judge(quantised, map(read, chosen))
     if rounded.size:
         _correct(quantised, exact, rounded)
@@ -114,24 +123,25 @@ def first_convolutions(graph: ov.Model) -> list[ov.Node]:
     return list(found.values())
 
 
-def first_of_teacher(graph: ov.Model) -> list[str]:
-    """Return the names of the first convolutions that are not the student encoder's."""
-    found = first_convolutions(graph)
-    return [node.get_friendly_name() for node in found if not _named_by_network(node).startswith(ENCODER)]
-
-
 def spared(graph: ov.Model) -> list[str]:
-    """Return the names of the teacher's convolutions that stay in float32: its first, and depthwise ones.
+    """Return the names of the convolutions that stay in float32.
 
-    A grey level is much where parts have little contrast, and how unusual an image is as a whole is read from the
-    teacher (``examples/int8_sensitivity.py``). Depthwise ones in 8 bits cost EfficientNet-Lite0 a sixth of its image
-    AUROC on the demo's bricks, and without them INT8 is no slower.
+    First ones with few weights: in a sum of 147 values, as ResNet's 7x7 kernels are, what rounding to grey levels does
+    is averaged out, and the errors of weights can cancel; in EfficientNet's of 27 less, which take no time either. And
+    depthwise ones of the teacher, which in 8 bits cost EfficientNet-Lite0 a sixth of its image AUROC on the demo's
+    bricks, while without them INT8 is no slower.
     """
-    return first_of_teacher(graph) + [
+    first = [node.get_friendly_name() for node in first_convolutions(graph) if _weights_each(node) < MANY_WEIGHTS]
+    return first + [
         node.get_friendly_name()
         for node in graph.get_ordered_ops()
         if _is_depthwise(node) and _named_by_network(node).startswith(TEACHER)
     ]
+
+
+def _weights_each(convolution: ov.Node) -> int:
+    """Return the number of weights of an output channel."""
+    return int(np.prod(convolution.input_value(1).get_shape()[1:]))
 
 
 def _is_depthwise(node: ov.Node) -> bool:
@@ -152,33 +162,75 @@ def _readers(node: ov.Node) -> list[ov.Node]:
     return [reader.get_node() for output in node.outputs() for reader in output.get_target_inputs()]
 
 
-def _fit_to_images(graph: ov.Model, exact: ov.Model) -> None:
-    """Give first convolutions that read rounded images the range of all 8-bit images, and weights that do not overflow.
+def _round_first(
+    graph: ov.Model, in_float: Sequence[str], images: Iterator[np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Round the weights of first convolutions in a graph, so that whatever is learned from it next knows them so.
 
     Without VNNI two products at a time are added up in 16 bits: ``2 * 255 * 64`` fits, ``2 * 255 * 127`` does not.
+
+    Returns:
+        For each convolution that is not to stay in float32 its weights in 8 bits, and the step of each output channel.
     """
-    weights = {node.get_friendly_name(): node.input_value(1).get_node() for node in first_convolutions(exact)}
+    convolutions = [
+        node
+        for node in first_convolutions(graph)
+        if node.get_type_name() == "Convolution" and node.get_friendly_name() not in in_float
+    ]
+    found = {}
+    for convolution, moment in zip(convolutions, second_moments(graph, convolutions, images), strict=True):
+        values = convolution.input_value(1).get_node().data
+        widest = np.abs(values).max(axis=(1, 2, 3), keepdims=True)
+        steps = np.maximum(widest / SAFE_WEIGHT, np.finfo(np.float32).tiny).astype(np.float32)
+        rounded = round_weights(values / steps, moment, SAFE_WEIGHT)
+        convolution.input(1).replace_source_output(ops.constant(rounded * steps).output(0))
+        found[convolution.get_friendly_name()] = rounded, steps
+    graph.validate_nodes_and_infer_types()
+    return found
+
+
+def _quantise_first(graph: ov.Model, weights: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Let first convolutions compute in 8 bits, of all grey levels from black to white."""
+    grey: dict[str, ov.Output] = {}
     for convolution in first_convolutions(graph):
-        rounding = convolution.input_value(0).get_node()
+        name = convolution.get_friendly_name()
+        if name not in weights:
+            continue
+        rounded, steps = weights[name]
+        convolution.input(1).replace_source_output(
+            ops.multiply(ops.convert(ops.constant(rounded), np.float32), steps).output(0)
+        )
+        read = convolution.input_value(0)
+        image = read.get_node().get_friendly_name()
+        if image not in grey:
+            low, high = _values_of_black_and_white(graph, read.get_node())
+            step = (high - low) / (IMAGE_LEVELS - 2)  # one less, so that zero, which is beyond the border, can be one
+            low = step * round(low / step)
+            ends = np.float32(low), np.float32(low + (IMAGE_LEVELS - 1) * step)
+            grey[image] = ops.fake_quantize(read, *ends, *ends, levels=IMAGE_LEVELS).output(0)
+        convolution.input(0).replace_source_output(grey[image])
+    graph.validate_nodes_and_infer_types()
+
+
+def _leave_room(graph: ov.Model) -> None:
+    """Widen what is whitened to :data:`HEADROOM` times the range that it has on normal images."""
+    reads = [
+        node.input_value(0).get_node()
+        for node in graph.get_ops()
+        if node.get_type_name() == "Convolution" and node.get_friendly_name().startswith(WHITENING)
+    ]
+    for rounding in reads:
         if rounding.get_type_name() != "FakeQuantize":
             continue
-        low, high = _values_of_black_and_white(graph, rounding)
-        step = (high - low) / (IMAGE_LEVELS - 2)  # one less, so that zero, which is beyond the border, can be a level
-        low = step * round(low / step)
-        for index, end in enumerate((low, low + (IMAGE_LEVELS - 1) * step) * 2, start=1):
-            rounding.input(index).replace_source_output(ops.constant(np.float32(end)).output(0))
-        values = weights[convolution.get_friendly_name()].data
-        steps = np.maximum(np.abs(values).max(axis=(1, 2, 3), keepdims=True) / SAFE_WEIGHT, np.finfo(np.float32).tiny)
-        rounded = ops.convert(ops.constant(np.round(values / steps).astype(np.int8)), np.float32)
-        convolution.input(1).replace_source_output(ops.multiply(rounded, steps.astype(np.float32)).output(0))
+        for index in range(1, 5):
+            end = rounding.input_value(index).get_node().data
+            rounding.input(index).replace_source_output(ops.constant(np.float32(HEADROOM * end)).output(0))
     graph.validate_nodes_and_infer_types()
 
 
 def _values_of_black_and_white(graph: ov.Model, node: ov.Node) -> tuple[float, float]:
-    """Return the range, with zero in it, of what a node reads of a black and of a white image."""
-    graph = graph.clone()
-    (same,) = (each for each in graph.get_ops() if each.get_friendly_name() == node.get_friendly_name())
-    part = ov.Model([same.input_value(0)], graph.get_parameters())
+    """Return the range, with zero in it, of what a node gives of a black and of a white image."""
+    part = ov.Model([node.output(0)], graph.get_parameters())
     compiled = ov.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     values = [compiled(np.full((1, 64, 64, 3), shade, np.uint8))[0] for shade in (0, 255)]
     return min(0.0, *(float(each.min()) for each in values)), max(0.0, *(float(each.max()) for each in values))
