@@ -125,7 +125,7 @@ if __name__ == "__main__":
 # Prints:
 # 592 images, 392 of them defective; 2 threads
 #                          AUROC     AUPRO  flips  at 100  median ms  p99 ms  times faster than bundle f32
-# checkpoint              0.8468    0.7292      0       0       82.9    99.7     0.54
-# bundle f32              0.8468    0.7292      0       0       44.6    52.0     1.00
-# bundle int8             0.8489    0.7279      0     188       17.7    20.4     2.53
-# OpenVINOInferencer      0.8464    0.7286      0     135       28.8    34.6     1.55
+# checkpoint              0.8468    0.7292      0       0       81.4   115.3     0.54
+# bundle f32              0.8468    0.7292      0       0       44.0    82.3     1.00
+# bundle int8             0.8491    0.7277      0     238       15.2    26.2     2.88
+# OpenVINOInferencer      0.8461    0.7286      0     139       28.2    50.6     1.55

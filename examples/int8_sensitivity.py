@@ -70,11 +70,9 @@ if __name__ == "__main__":
 # Prints:
 # 50 normal images
 # convolutions in float32      number   spread  largest  correlation of scores
-# none                              0   0.5053   2.0413   0.9954
-# those that read the image         2   0.1341   0.6240   0.9996
-# the teacher's                     1   0.1415   0.6802   0.9995
-# the encoder's                     1   0.5065   1.9963   0.9954
-# output height 32                 11   0.5150   2.4393   0.9941
-# output height 16                 16   0.4534   2.0407   0.9958
-# output height 8                  24   0.4916   1.9785   0.9948
-# output height 4                  11   0.5053   2.0098   0.9954
+# none                              0   0.1232   0.5095   0.9974
+# those that read the image         2   0.0867   0.2008   0.9976
+# output height 32                 11   0.0822   0.2428   0.9995
+# output height 16                 16   0.1047   0.4085   0.9977
+# output height 8                  24   0.1129   0.4582   0.9972
+# output height 4                  11   0.1228   0.5171   0.9972

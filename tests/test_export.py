@@ -342,7 +342,7 @@ def test_int8_spares_depthwise_convolutions_of_the_teacher(mvtec_root):
     model = Dskd(backbone="tf_efficientnet_lite0", teacher_weights="random", image_size=64, whole_image=False).eval()
     graph = convert(model)
     names = spared(graph)
-    assert names[:2] == [node.get_friendly_name() for node in first_convolutions(graph)], "of 27 weights each"
+    assert set(names[:2]) == {node.get_friendly_name() for node in first_convolutions(graph)}, "of 27 weights each"
     quantised = quantize(graph, find_images(mvtec_root / "stripes/train/good"))
     grouped = [node for node in quantised.get_ordered_ops() if node.get_type_name() == "GroupConvolution"]
     in_float = {node.get_friendly_name() for node in grouped if levels(node.input_value(1).get_node()) is None}
