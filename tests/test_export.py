@@ -20,7 +20,8 @@ from anomalib.deploy import CompressionType, ExportType
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
-from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
+from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize, Transform
+from torchvision.transforms.v2.functional import resize
 
 from anomalib_dskd import Dskd, inspector
 from anomalib_dskd.errors import DskdError
@@ -28,6 +29,7 @@ from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import convert
 from anomalib_dskd.export.quantize import DEVIATIONS, WHITENING, _scaled, first_convolutions, quantize, spared
+from anomalib_dskd.export.resize import ResizeInBands
 from anomalib_dskd.export.rounding import round_weights, second_moments
 from anomalib_dskd.export.verify import (
     Comparison,
@@ -112,6 +114,29 @@ def test_images_may_be_cropped_after_they_are_resized(model):
             expected = cropped.model(resized).pred_score
         np.testing.assert_allclose(compiled(images)["score"], expected, rtol=1e-4)
     assert isinstance(cropped.pre_processor.transform.transforms[1], CenterCrop)  # the model's own is left alone
+
+
+def test_a_resize_of_another_kind_is_kept(model):
+    cubic = Resize((64, 96), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    rough = Resize((64, 96), antialias=False)
+    images = np.random.default_rng(0).integers(0, 256, (1, 331, 517, 3), dtype=np.uint8)
+    scores = []
+    for first in (cubic, rough, Resize((64, 96), antialias=True)):
+        other = with_transform(model, first)
+        with torch.no_grad():
+            resized = other.pre_processor.transform(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+            scores.append(float(other.model(resized).pred_score))
+        found = ov.Core().compile_model(convert(other), "CPU", F32)(images)["score"]
+        np.testing.assert_allclose(found, scores[-1], rtol=1e-4)
+    assert len({round(score, 2) for score in scores}) == 3, "which this image tells apart"
+
+
+@pytest.mark.parametrize("target", [(64, 96), (73, 110), (1, 7)])
+@pytest.mark.parametrize("height_and_width", [(64, 96), (1, 1), (5, 300), (63, 2001), (1024, 97)])
+def test_resize_in_bands_is_torchvisions(target, height_and_width):
+    images = torch.randint(0, 256, (2, *height_and_width, 3), dtype=torch.uint8)
+    expected = resize(images.permute(0, 3, 1, 2) / 255, list(target), antialias=True)
+    torch.testing.assert_close(ResizeInBands(*target)(images), expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +247,7 @@ def test_int8_bundle(small_checkpoint, small_bundle, int8_bundle, mvtec_root, ca
         if operation.get_type_name() == "FakeQuantize":
             readers = [reader.get_node() for reader in operation.output(0).get_target_inputs()]
             names = [reader.get_friendly_name() for reader in readers if reader.get_type_name() != "ShapeOf"]
-            assert not [name for name in names if name.startswith(("aten::", "__module.transform"))]
+            assert not [name for name in names if name.startswith(("aten::", "__module.resize", "__module.transform"))]
             assert not [name for name in names if "image_score" in name or "anomaly_map_generator" in name]
             assert all(name.endswith("aten::_convolution/Convolution") for name in names if "scale_anomalies" in name)
     verify(small_checkpoint, int8_bundle, mvtec_root / "stripes/test", max_flips=8)

@@ -10,13 +10,14 @@ import openvino as ov
 import torch
 from anomalib.pre_processing.utils.transform import convert_center_crop_transform
 from torch import nn
-from torchvision.transforms.v2 import Compose, Resize
+from torchvision.transforms.v2 import Compose, InterpolationMode, Resize
 from torchvision.transforms.v2.functional import to_dtype
 
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model import Dskd
 
 from .nncf_log import only_errors
+from .resize import ResizeInBands
 
 
 class DecisionGraph(nn.Module):
@@ -36,7 +37,7 @@ class DecisionGraph(nn.Module):
         if model.pre_processor is None or model.pre_processor.transform is None:
             msg = "The model has no pre-processor, so it does not resize images: train it with the default one."
             raise DskdError(msg)
-        self.transform = _convertible(model.pre_processor.transform)
+        self.resize, self.transform = _convertible(model.pre_processor.transform)
         self.model = model.model
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -49,7 +50,7 @@ class DecisionGraph(nn.Module):
             ``score`` of shape ``(B,)``; ``map``, ``encoder_map`` and ``decoder_map``, those that the model has, of
             shape ``(B, h, w)``; all raw.
         """
-        resized = self.transform(to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True))
+        resized = self.transform(self.resize(images))
         teacher, students = self.model.features(resized)
         anomalies, size = self.model.anomalies(teacher, students), resized.shape[-2:]
         predicted = self.model.predict(teacher, anomalies, size)
@@ -60,12 +61,24 @@ class DecisionGraph(nn.Module):
         }
 
 
-def _convertible(transform: nn.Module) -> nn.Module:
-    """Let what is cropped from images of one size be cropped by constants; torchvision's own crop cannot be traced."""
+class _ToFloat(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True)
+
+
+def _convertible(transform: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return what makes decoded images the transform's first step, and the steps that follow.
+
+    A resize to a fixed size becomes the quicker one, and what is cropped from images of one size is cropped by
+    constants; torchvision's own crop cannot be traced.
+    """
     first = transform.transforms[0] if isinstance(transform, Compose) else None
-    if isinstance(first, Resize) and len(first.size or []) == 2:  # noqa: PLR2004  # of one number the aspect ratio stays
-        return convert_center_crop_transform(deepcopy(transform))
-    return transform
+    if not isinstance(first, Resize) or len(first.size or []) != 2:  # noqa: PLR2004  # of one number the aspect ratio stays
+        return _ToFloat(), transform
+    transform = convert_center_crop_transform(deepcopy(transform))
+    if first.interpolation is not InterpolationMode.BILINEAR or not first.antialias:
+        return _ToFloat(), transform
+    return ResizeInBands(*first.size), Compose(transform.transforms[1:])
 
 
 def convert(model: Dskd) -> ov.Model:
@@ -90,9 +103,10 @@ def convert(model: Dskd) -> ov.Model:
             with only_errors():
                 converted = ov.convert_model(graph, example_input=example)  # by way of ONNX antialiasing would be lost
         except Exception as error:
+            transform = model.pre_processor.transform
             msg = (
                 f"The model cannot be converted ({type(error).__name__}). Its pre-processor's transform is\n"
-                f"{graph.transform}\nA bundle takes Resize to a fixed size first, then CenterCrop and Normalize."
+                f"{transform}\nA bundle takes Resize to a fixed size first, then CenterCrop and Normalize."
             )
             raise DskdError(msg) from error
         sizes = {

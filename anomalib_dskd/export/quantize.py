@@ -21,10 +21,10 @@ from .rounding import round_weights, second_moments
 from .verify import decode
 
 SUBSET = 100
-# what comes before and after the networks, but the whitening of distances, and the sums in their residual blocks
+# what comes before and after the networks, but the whitening of distances, and the sums in the decoder's blocks
 UNTOUCHED = (
-    r"__module\.transform.*",
-    r"__module\.model\..*aten::add_?/Add.*",
+    r"__module\.(resize|transform).*",
+    r"__module\.model\.decoder\..*aten::add/Add.*",
     r"aten::.*",
     r".*scale_anomalies\.(?!.*aten::_convolution/Convolution).*",
     r".*image_score.*",
