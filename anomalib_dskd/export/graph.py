@@ -19,6 +19,8 @@ from anomalib_dskd.model import Dskd
 from .nncf_log import only_errors
 from .resize import ResizeInBands
 
+BILINEAR = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value)  # which of them depends on torchvision
+
 
 class DecisionGraph(nn.Module):
     """All that happens between decoding and comparing with the threshold, as in training and testing.
@@ -76,7 +78,7 @@ def _convertible(transform: nn.Module) -> tuple[nn.Module, nn.Module]:
     if not isinstance(first, Resize) or len(first.size or []) != 2:  # noqa: PLR2004  # of one number the aspect ratio stays
         return _ToFloat(), transform
     transform = convert_center_crop_transform(deepcopy(transform))
-    if first.interpolation is not InterpolationMode.BILINEAR or not first.antialias:
+    if first.interpolation not in BILINEAR or not first.antialias:
         return _ToFloat(), transform
     return ResizeInBands(*first.size), Compose(transform.transforms[1:])
 
