@@ -104,7 +104,7 @@ def test_mvtec_3d_rgb(mvtec_3d, teacher_file, tmp_path):  # noqa: F811
 def test_latency_of_parts(tmp_path):
     printed = example("latency_of_parts", "--image_size", 64, "--rounds", 2, cwd=tmp_path)
     rows = [line.replace("│", "|").split("|")[1:-1] for line in printed if line[:1] in "│|"]
-    *parts, alone, int8 = rows[-7:]
+    *parts, alone, small, large, larger = rows[-9:]
     assert [row[0].strip() for row in parts] == [
         "teacher",
         "encoder",
@@ -115,7 +115,9 @@ def test_latency_of_parts(tmp_path):
     gmacs = [float(row[3]) for row in parts]
     assert gmacs == sorted(gmacs)
     assert float(parts[0][2]) == 1
-    assert int8[3] == parts[-1][3]
+    sizes = [row[0].strip() for row in (small, large, larger)]
+    assert sizes == [f"bundle in INT8, {size}" for size in ("64x64", "1024x1024", "2048x1536")]
+    assert {row[3] for row in (small, large, larger)} == {parts[-1][3]}
     assert float(alone[3]) == pytest.approx(8 * 128**2 * 9 * 8**2 / 1e9, abs=0.005)
 
 
