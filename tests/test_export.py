@@ -6,6 +6,7 @@
 import json
 import math
 import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from anomalib_dskd import Dskd, inspector
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
-from anomalib_dskd.export.graph import convert
+from anomalib_dskd.export.graph import _convertible, _ToFloat, convert
 from anomalib_dskd.export.quantize import DEVIATIONS, WHITENING, _scaled, first_convolutions, quantize, spared
 from anomalib_dskd.export.resize import ResizeInBands
 from anomalib_dskd.export.rounding import round_weights, second_moments
@@ -137,9 +138,31 @@ def test_a_resize_of_another_kind_is_kept(model):
 @pytest.mark.parametrize("target", [(64, 96), (73, 110), (1, 7)])
 @pytest.mark.parametrize("height_and_width", [(64, 96), (1, 1), (5, 300), (63, 2001), (1024, 97)])
 def test_resize_in_bands_is_torchvisions(target, height_and_width):
-    images = torch.randint(0, 256, (2, *height_and_width, 3), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, *height_and_width, 3), dtype=torch.uint8, generator=generator)
     expected = resize(images.permute(0, 3, 1, 2) / 255, list(target), antialias=True)
     torch.testing.assert_close(ResizeInBands(*target)(images), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("target", [(64, 96), (1024, 1023)])
+def test_resize_in_bands_keeps_its_places_in_16_bits(target, tmp_path):
+    network = ResizeInBands(*target)
+    graph = ov.convert_model(network, example_input=torch.zeros(2, 331, 517, 3, dtype=torch.uint8))
+    graph.reshape([1, -1, -1, 3])
+    ov.save_model(graph, tmp_path / "resize.xml", compress_to_fp16=True)
+    images = np.random.default_rng(0).integers(0, 256, (1, 300, 700, 3), dtype=np.uint8)
+    found = ov.Core().compile_model(ov.Core().read_model(tmp_path / "resize.xml"), "CPU", F32)(images)[0]
+    expected = resize(torch.from_numpy(images).permute(0, 3, 1, 2) / 255, list(target), antialias=True)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+
+
+def test_a_resize_to_more_than_16_bits_can_place_is_kept():
+    for size, kind in (((1024, 64), ResizeInBands), ((1025, 64), _ToFloat)):
+        first, rest = _convertible(Compose([Resize(size, antialias=True), Normalize([0.5] * 3, [0.2] * 3)]))
+        assert type(first) is kind
+        assert [type(each) for each in rest.transforms] == (
+            [Normalize] if kind is ResizeInBands else [Resize, Normalize]
+        )
 
 
 @pytest.mark.parametrize(
@@ -246,6 +269,14 @@ def test_int8_bundle(small_checkpoint, small_bundle, int8_bundle, mvtec_root, ca
     graph = ov.Core().read_model(int8_bundle / "model.xml")
     reads = [each.input_value(0).get_node() for each in first_convolutions(graph)]
     assert [each.get_type_name() for each in reads] == ["FakeQuantize"] * 2, "the teacher's and the encoder's"
+    sums = [each for each in graph.get_ops() if re.search(r"aten::add_?/Add$", each.get_friendly_name())]
+    rounded = {
+        each.get_friendly_name().split(".")[2].split("/")[0]
+        for each in sums
+        if "FakeQuantize" in {value.get_node().get_type_name() for value in each.input_values()}
+    }
+    assert {"teacher", "encoder"} <= rounded
+    assert "decoder" not in rounded
     for operation in graph.get_ops():
         if operation.get_type_name() == "FakeQuantize":
             readers = [reader.get_node() for reader in operation.output(0).get_target_inputs()]

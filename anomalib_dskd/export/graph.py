@@ -17,7 +17,7 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model import Dskd
 
 from .nncf_log import only_errors
-from .resize import ResizeInBands
+from .resize import LARGEST, ResizeInBands
 
 BILINEAR = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value)  # which of them depends on torchvision
 
@@ -71,14 +71,14 @@ class _ToFloat(nn.Module):
 def _convertible(transform: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Return what makes decoded images the transform's first step, and the steps that follow.
 
-    A resize to a fixed size becomes the quicker one, and what is cropped from images of one size is cropped by
-    constants; torchvision's own crop cannot be traced.
+    A resize to a fixed size, of no unusual length, becomes the quicker one, and what is cropped from images of one
+    size is cropped by constants; torchvision's own crop cannot be traced.
     """
     first = transform.transforms[0] if isinstance(transform, Compose) else None
     if not isinstance(first, Resize) or len(first.size or []) != 2:  # noqa: PLR2004  # of one number the aspect ratio stays
         return _ToFloat(), transform
     transform = convert_center_crop_transform(deepcopy(transform))
-    if first.interpolation not in BILINEAR or not first.antialias:
+    if first.interpolation not in BILINEAR or not first.antialias or max(first.size) > LARGEST:
         return _ToFloat(), transform
     return ResizeInBands(*first.size), Compose(transform.transforms[1:])
 
