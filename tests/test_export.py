@@ -29,7 +29,7 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import _convertible, _ToFloat, convert
-from anomalib_dskd.export.quantize import DEVIATIONS, WHITENING, _scaled, first_convolutions, quantize, spared
+from anomalib_dskd.export.quantize import WHITENING, WITNESSES, _scaled, first_convolutions, quantize, spared
 from anomalib_dskd.export.resize import ResizeInBands
 from anomalib_dskd.export.rounding import round_weights, second_moments
 from anomalib_dskd.export.verify import (
@@ -450,7 +450,7 @@ def test_int8_keeps_the_score_of_images_that_are_unusual_as_a_whole(small_bundle
 def test_int8_says_so_where_openvino_names_operations_otherwise(small_bundle, mvtec_root):
     graph = ov.Core().read_model(small_bundle / "model.xml")
     for node in graph.get_ops():
-        if node.get_friendly_name() == DEVIATIONS:
+        if node.get_friendly_name() == WITNESSES:
             node.set_friendly_name("otherwise")
     images = find_images(mvtec_root / "stripes/train/good")
     with pytest.raises(DskdError, match=r"OpenVINO .* names it otherwise. Export with --precision f32"):
@@ -628,7 +628,7 @@ def test_anomalibs_export_takes_every_compression(model, small_checkpoint, mvtec
         ckpt_path=small_checkpoint,
     )
     compiled = ov.Core().compile_model(path, "CPU", F32)
-    good = Image.open(mvtec_root / "stripes/train/good/000.png").resize((96, 64))
+    good = Image.open(mvtec_root / "stripes/test/good/000.png").resize((96, 64))
     image = torch.from_numpy(np.array(good)).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         expected = model(image)

@@ -40,25 +40,25 @@ def feature_maps(number: int = 2, size: int = 64, seed: int = 0) -> list[torch.T
 # As a whole
 
 
-def distances(samples: torch.Tensor, learned: torch.Tensor) -> np.ndarray:
-    """Squared distances of samples to the shrunk Gaussian of others, by numpy."""
+def distances(samples: torch.Tensor, learned: torch.Tensor, known: torch.Tensor | None = None) -> np.ndarray:
+    """Squared distances of samples to the nearest of those known, by numpy, in the shrunk metric of those learned."""
     covariance = np.cov(learned.double().numpy(), rowvar=False, bias=True)
     shrunk = covariance + SHRINKAGE * np.diag(covariance).mean() * np.eye(len(covariance))
-    differences = (samples - learned.double().mean(dim=0)).double().numpy()
-    return np.einsum("bi,ij,bj->b", differences, np.linalg.inv(shrunk), differences)
+    differences = (samples[:, None] - (learned if known is None else known)[None]).double().numpy()
+    return np.einsum("bni,ij,bnj->bn", differences, np.linalg.inv(shrunk), differences).min(axis=1)
 
 
 @pytest.mark.parametrize("a_part", [1, 5])
 def test_usual_is_the_distance_of_each_tenth_of_the_parts_to_the_others(a_part):
-    """Or of each part, where they are fewer; those that were learned from are many times too near."""
+    """Or of each part, where they are fewer; those that were learned from are at no distance."""
     samples, parts = descriptors(30, a_part=a_part)
     whole = WholeImage(CHANNELS, STRIDES)
     whole.learn(samples, parts)
     folds = np.split(np.arange(30), 10 if a_part == 1 else 6)
     expected = np.concatenate([distances(samples[fold], np.delete(samples, fold, axis=0)) for fold in folds])
-    assert whole.usual == pytest.approx(expected.mean(), rel=1e-4)
-    assert whole.spread == pytest.approx(expected.std(ddof=1), rel=1e-4)
-    assert whole.usual > 5 * distances(samples, samples).mean()
+    assert whole.usual == pytest.approx(np.log(expected).mean(), rel=1e-4)
+    assert whole.spread == pytest.approx(np.log(expected).std(ddof=1), rel=1e-3)
+    assert not distances(samples, samples).any()
 
 
 @pytest.mark.parametrize(("number", "a_part"), [(60, 1), (60, 4), (1000, 1)])
@@ -68,7 +68,7 @@ def test_new_normal_images_are_usual_and_others_are_not(number, a_part):
     whole.learn(samples[:number], parts[:number])
     new = samples[number:]
     unusual, moved = (
-        (((each - whole.mean) @ whole.weight.T).square().sum(dim=1) - whole.usual) / whole.spread
+        whole.deviations(torch.from_numpy(distances(each, samples[:number])))
         for each in (new, new + 1.5 * new.std(dim=0))
     )
     assert -0.5 < unusual.mean() < 0.5
@@ -81,8 +81,19 @@ def test_forward_is_the_formula():
     samples, parts = descriptors(100)
     whole.learn(samples, parts)
     maps = feature_maps()
-    expected = torch.from_numpy(distances(whole.describe(maps), samples))
-    torch.testing.assert_close(whole(maps).double(), (expected - whole.usual) / whole.spread, rtol=1e-3, atol=1e-3)
+    distance = distances(whole.describe(maps), samples)
+    np.testing.assert_allclose(whole(maps), distance, rtol=1e-4)
+    expected = (np.log(distance) - whole.usual.numpy()) / whole.spread.numpy()
+    np.testing.assert_allclose(whole.deviations(whole(maps)), expected, rtol=1e-3)
+
+
+def test_a_known_image_has_three_deviations_of_doubts_benefit_at_most():
+    whole = WholeImage(CHANNELS, STRIDES)
+    maps = feature_maps()
+    samples, parts = descriptors(100)
+    whole.learn(torch.cat([samples, whole.describe(maps)]), torch.cat([parts, torch.tensor([100, 101])]))
+    assert whole(maps).abs().max() < 0.1
+    assert whole.deviations(whole(maps)).tolist() == [-3, -3]
 
 
 def test_held_out_images_are_learned_from_and_as_new_as_others_for_their_threshold():
@@ -91,9 +102,9 @@ def test_held_out_images_are_learned_from_and_as_new_as_others_for_their_thresho
     held_out = torch.arange(100) >= 80
     whole.learn(samples, parts, held_out)
     maps = feature_maps()
-    for is_held_out, learned in ((False, samples), (True, samples[:80])):
-        expected = (torch.from_numpy(distances(whole.describe(maps), learned)) - whole.usual) / whole.spread
-        torch.testing.assert_close(whole(maps, is_held_out).double(), expected, rtol=1e-3, atol=1e-3)
+    for is_held_out, known in ((False, samples), (True, samples[:80])):
+        expected = distances(whole.describe(maps), samples[:80], known)
+        np.testing.assert_allclose(whole(maps, is_held_out), expected, rtol=1e-4)
     alone = WholeImage(CHANNELS, STRIDES)
     alone.learn(samples, parts)
     assert torch.equal(alone(maps), alone(maps, held_out=True)), "none is held out"
@@ -132,10 +143,9 @@ def test_two_images_and_copies_of_one_do_not_call_all_others_defective(samples):
     """Their distances do not vary."""
     whole = WholeImage(CHANNELS, STRIDES)
     whole.learn(samples, torch.arange(len(samples)))
-    assert whole.spread >= 1
-    rounded = samples[:1] + 1e-5
-    distance = ((rounded - whole.mean) @ whole.weight.T).square().sum()
-    assert abs((distance - whole.usual) / whole.spread) < 50
+    assert whole.spread >= LEAST_SPREAD
+    whole.describe = lambda teacher: teacher[0]
+    assert abs(whole.deviations(whole([samples[:1] + 1e-5]))) < 50
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -143,7 +153,7 @@ def test_images_of_one_part_alone_teach_nothing(images):
     """Then the image as a whole says nothing, in place of not a number."""
     whole = WholeImage(CHANNELS, STRIDES)
     whole.learn(descriptors(images)[0], torch.zeros(images))
-    assert whole(feature_maps()).tolist() == [0, 0]
+    assert whole.deviations(whole(feature_maps())).tolist() == [0, 0]
 
 
 # The score
@@ -163,7 +173,7 @@ def test_score_is_what_stands_out_and_what_is_unusual(number):
     np.testing.assert_allclose(score.contrast_variance.sqrt(), contrasts.std(axis=0), rtol=0.1)
     maps, features = normal[:2] ** 3, feature_maps()
     stands_out = (map_contrast(maps) - score.contrast) / score.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
-    unusual = score.whole_image(features).double()
+    unusual = score.whole_image.deviations(score.whole_image(features)).double()
     expected = torch.log(1 + (stands_out.mean(dim=1).double() + unusual).exp())
     torch.testing.assert_close(score(maps, features).double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -225,8 +235,10 @@ def test_training_learns_from_each_training_image_once(tmp_path, mvtec_root):
     expected.learn(described, torch.arange(8))
     torch.testing.assert_close(score.whole_image.mean, expected.mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(score.whole_image.usual, expected.usual, rtol=1e-2, atol=0)
-    loaded = Dskd.load_from_checkpoint(engine.best_model_path)
-    assert torch.equal(loaded.model.image_score.whole_image.weight, score.whole_image.weight)
+    loaded = Dskd.load_from_checkpoint(engine.best_model_path).model.image_score.whole_image
+    assert len(loaded.memory_bank) == len(loaded.is_held_out) == 8
+    for name, learned in score.whole_image.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], learned), name
 
 
 def test_images_of_no_known_part_are_parts_of_their_own(tmp_path, mvtec_root):
@@ -257,10 +269,11 @@ def test_threshold_is_of_held_out_images_as_if_they_were_new(tmp_path, mvtec_roo
         engine.fit(model, datamodule=data)
         looked_at[split] = model.model.image_score.whole_image
     whole = looked_at["from_train"]
-    torch.testing.assert_close(whole.mean, looked_at["same_as_test"].mean)
-    assert not torch.allclose(whole.mean, whole.mean_without_held_out)
     same = looked_at["same_as_test"]
-    assert torch.equal(same.mean, same.mean_without_held_out)
+    assert [len(each.memory_bank) for each in (whole, same)] == [8, 8]
+    assert whole.is_held_out.tolist() == [False] * 6 + [True] * 2
+    assert not same.is_held_out.any()
+    assert not torch.allclose(whole.mean, same.mean), "the metric is of the images of training"
 
 
 def fitted(tmp_path, loader: DataLoader, **arguments) -> DskdModel:

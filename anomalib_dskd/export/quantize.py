@@ -37,8 +37,8 @@ PARAMETERS = nncf.AdvancedQuantizationParameters(
     overflow_fix=OverflowFix.DISABLE,
 )
 IMAGE_SCORE = "__module.model.image_score/"
-DEVIATIONS = f"{IMAGE_SCORE}aten::stack/Concat"
-"""Operation of the converted graph that gives the image score's two deviations, of shape ``(2, B)``."""
+WITNESSES = f"{IMAGE_SCORE}aten::stack/Concat"
+"""Operation of the converted graph that gives what stands out and the distance of the whole, of shape ``(2, B)``."""
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 NETWORK = "__module.model."
 TEACHER = f"{NETWORK}teacher."
@@ -59,7 +59,7 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
     of the teacher is whitened in 8 bits too, of twice the range that it has on normal images: what is clipped there has
     four times their largest distance. What rounding adds to the distances of normal images is taken off again, so that
     the thresholds of the checkpoint stay right: by one factor on the maps, and in the score by giving what stands out
-    the mean and deviation back that it had on these images, and what is unusual as a whole the mean.
+    the mean and deviation back that it had on these images, and the squared distance of the whole image the mean.
 
     Args:
         graph: Graph as :func:`~anomalib_dskd.export.graph.convert` returns it.
@@ -70,7 +70,7 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
         Quantised graph with the same input and outputs.
 
     Raises:
-        DskdError: If the inspector would refuse an image, or the image score's deviations are not found, since
+        DskdError: If the inspector would refuse an image, or the image score's witnesses are not found, since
             OpenVINO names operations otherwise.
     """
     chosen = [images[index] for index in np.linspace(0, len(images) - 1, min(SUBSET, len(images))).astype(int)]
@@ -237,9 +237,9 @@ def _values_of_black_and_white(graph: ov.Model, node: ov.Node) -> tuple[float, f
 
 
 def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maximum of each image's map, ``(N,)``, and the score's deviations, ``(2, N)``, empty without them."""
+    """Return the maximum of each image's map, ``(N,)``, and the score's witnesses, ``(2, N)``, empty without them."""
     graph = graph.clone()
-    scored = _deviations(graph)
+    scored = _witnesses(graph)
     graph.add_outputs(scored)
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     peaks, columns = [], []
@@ -251,14 +251,14 @@ def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, n
     return np.array(peaks), np.array(columns).T
 
 
-def _deviations(graph: ov.Model) -> list[ov.Output]:
-    """Return the output of the operation :data:`DEVIATIONS`, none where the score is the map's maximum."""
+def _witnesses(graph: ov.Model) -> list[ov.Output]:
+    """Return the output of the operation :data:`WITNESSES`, none where the score is the map's maximum."""
     operations = {node.get_friendly_name(): node for node in graph.get_ops()}
-    if DEVIATIONS in operations:
-        return [operations[DEVIATIONS].output(0)]
+    if WITNESSES in operations:
+        return [operations[WITNESSES].output(0)]
     if any(name.startswith(IMAGE_SCORE) for name in operations):
         msg = (
-            f"The graph has no operation {DEVIATIONS!r}, which INT8 needs: OpenVINO {ov.__version__} names it "
+            f"The graph has no operation {WITNESSES!r}, which INT8 needs: OpenVINO {ov.__version__} names it "
             "otherwise. Export with --precision f32, or with OpenVINO 2026.4."
         )
         raise DskdError(msg)
@@ -266,16 +266,16 @@ def _deviations(graph: ov.Model) -> list[ov.Output]:
 
 
 def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
-    """Give deviations, ``(2, N)``, the mean over images that they had before rounding, and the first its spread too.
+    """Give witnesses, ``(2, N)``, the mean over images that they had before rounding, and the first its spread too.
 
-    The second is only moved: images that its Gaussian was learned from are all about as far from it, so that their
-    spread says nothing of how that of other images was changed.
+    The second is only moved: what rounding does to a descriptor comes on top of whatever squared distance it has, and
+    an image that is among the known ones has none before.
     """
     spreads = rounded.std(axis=1, keepdims=True)
     scale = np.divide(exact.std(axis=1, keepdims=True), spreads, out=np.ones_like(spreads), where=spreads > 0)
     scale[1:] = 1
     shift = exact.mean(axis=1, keepdims=True) - scale * rounded.mean(axis=1, keepdims=True)
-    (scored,) = _deviations(graph)
+    (scored,) = _witnesses(graph)
     readers = scored.get_target_inputs()
     corrected = ops.add(ops.multiply(scored, np.float32(scale)), np.float32(shift))
     for reader in readers:

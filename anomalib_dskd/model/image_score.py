@@ -65,8 +65,8 @@ class ImageScore(nn.Module):
         # its logarithm is not told more exactly than to a twentieth; one image alone has no deviation
         stands_out = (map_contrast(maps) - self.contrast) / self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
         witnesses = [stands_out.mean(dim=1), self.whole_image(teacher, held_out)]
-        stands_out, unusual = torch.stack(witnesses).unbind()  # one operation for the export to correct
-        return F.softplus(stands_out + unusual)
+        stands_out, distance = torch.stack(witnesses).unbind()  # one operation for the export to correct
+        return F.softplus(stands_out + self.whole_image.deviations(distance))
 
 
 def map_contrast(maps: torch.Tensor) -> torch.Tensor:

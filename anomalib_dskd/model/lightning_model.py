@@ -97,6 +97,7 @@ NETWORK_ARGUMENTS = (
     "regions",
     "whole_image",
 )
+ONE_AN_IMAGE = (".whole_image.memory_bank", ".whole_image.is_held_out")
 SAVED_ARGUMENTS = (*NETWORK_ARGUMENTS, "image_size")
 
 
@@ -612,8 +613,8 @@ class Dskd(AnomalibModule):
 
     def _check_tensors(self, saved: dict[str, torch.Tensor]) -> None:
         """Refuse tensors of another network: torch would name a hundred and not say why."""
-        own = {f"model.{name}": tensor.shape for name, tensor in self.model.state_dict().items()}
-        shapes = {name: tensor.shape for name, tensor in saved.items() if name.startswith("model.")}
+        own = {f"model.{name}": _shape(name, tensor) for name, tensor in self.model.state_dict().items()}
+        shapes = {name: _shape(name, tensor) for name, tensor in saved.items() if name.startswith("model.")}
         if differing := sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name)):
             msg = (
                 f"The checkpoint's network is another: {len(differing)} tensors are missing, unknown or of another "
@@ -680,6 +681,11 @@ def one_cycle(step: int, total: int, warmup: float = 0.1, start: float = 0.04) -
     if progress < warmup:
         return start + (1 - start) * 0.5 * (1 - math.cos(math.pi * progress / warmup))
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _shape(name: str, tensor: torch.Tensor) -> torch.Size:
+    """Return a tensor's shape, less the number of images in what grows with them."""
+    return tensor.shape[1:] if name.endswith(ONE_AN_IMAGE) else tensor.shape
 
 
 def _is_anomalib_default(callback: Any) -> bool:  # noqa: ANN401

@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from anomalib.models.components import DynamicBufferMixin
 from torch.nn import functional as F  # noqa: N812
 
 from .distance import EPSILON
@@ -17,27 +17,29 @@ WINDOW_BLOCKS = 2
 SHRINKAGE = 0.1
 FOLDS = 10
 LEAST_SHRINKAGE = 1e-5
+MOST_FAMILIAR = -3.0
 
 
-class WholeImage(nn.Module):
-    r"""Mahalanobis distance of an image's descriptor to those of normal images.
+class WholeImage(DynamicBufferMixin):
+    r"""Distance of an image's descriptor to the nearest of normal images'.
 
     The third after those of locations and regions: an uneven surface, a part of the wrong kind or a wrong light change
-    an image as a whole and need not stand out anywhere. Deep features of normal images as one Gaussian are Rippel,
-    Mertens & Merhof's, "Modeling the Distribution of Normal Data in Pre-Trained Deep Features for Anomaly Detection"
-    (2021). Here an image is described by its teacher's features of length one, of each scale their mean and the maximum
-    of their means over windows of 32 pixels, every 16 pixels, so that what shows in one place counts too. With
-    :math:`g` the descriptor, :math:`\mu` and :math:`S` mean and covariance of normal images', and :math:`\bar{s}` the
-    mean of the diagonal of :math:`S`,
+    an image as a whole and need not stand out anywhere. Nearest neighbours among deep features of normal images are
+    Bergman, Cohen & Hoshen's, "Deep Nearest Neighbor Anomaly Detection" (arXiv 2002.10445); a metric from their
+    covariance is Rippel, Mertens & Merhof's, "Modeling the Distribution of Normal Data in Pre-Trained Deep Features for
+    Anomaly Detection" (2021). Here an image is described by its teacher's features of length one, of each scale their
+    mean and the maximum of their means over windows of 32 pixels, every 16 pixels, so that what shows in one place
+    counts too. With :math:`g` the descriptor, :math:`g_n` those of normal images, :math:`S` their covariance, and
+    :math:`\bar{s}` the mean of its diagonal,
 
-    .. math:: q = (g - \mu)^\top (S + 0.1 \, \bar{s} I)^{-1} (g - \mu)
+    .. math:: q = \log \min_n \; (g - g_n)^\top (S + 0.1 \, \bar{s} I)^{-1} (g - g_n)
 
-    is returned in standard deviations from its mean over normal images. These are mostly fewer than the descriptor has
-    components, so that the distances of those that :math:`S` was taken from are far too small; mean and deviation are
-    of the distances of each tenth of the parts to the Gaussian of the others, as in cross-validation.
+    counts in standard deviations from its mean over normal images, and no less than -3, since a part that is known
+    well can have a defect all the same. An image among the :math:`g_n` is at no distance, so that mean and deviation
+    are of each tenth of the parts beside the others, as in cross-validation.
 
-    Normal images that were held out for a threshold are taken into :math:`\mu` and :math:`S` too. For the threshold
-    itself they have to be as new as a line's, so that a second Gaussian, of the other images alone, is kept for it.
+    Normal images that were held out for a threshold are among the :math:`g_n` too, but not for the threshold itself,
+    for which they have to be as new as a line's; :math:`S` is of the other images alone.
 
     Args:
         channels: Channels of the teacher's maps, finest first.
@@ -46,8 +48,8 @@ class WholeImage(nn.Module):
 
     mean: torch.Tensor
     weight: torch.Tensor
-    mean_without_held_out: torch.Tensor
-    weight_without_held_out: torch.Tensor
+    memory_bank: torch.Tensor
+    is_held_out: torch.Tensor
     usual: torch.Tensor
     spread: torch.Tensor
 
@@ -55,9 +57,10 @@ class WholeImage(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         length = 2 * sum(channels)
-        for which in ("", "_without_held_out"):
-            self.register_buffer(f"mean{which}", torch.zeros(length))
-            self.register_buffer(f"weight{which}", torch.zeros(length, length))  # until it learns all images are usual
+        self.register_buffer("mean", torch.zeros(length))
+        self.register_buffer("weight", torch.zeros(length, length))  # until it learns all images are usual
+        self.register_buffer("memory_bank", torch.zeros(1, length))
+        self.register_buffer("is_held_out", torch.zeros(1, dtype=torch.bool))
         self.register_buffer("usual", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
@@ -93,38 +96,50 @@ class WholeImage(nn.Module):
         numbers = parts.unique()
         if len(numbers) < 2:  # noqa: PLR2004
             return
+        if held_out is None:
+            held_out = torch.zeros(len(descriptors), dtype=torch.bool)
         samples = descriptors.cpu().double()  # on the CPU, since Apple's GPUs have no float64
         number = torch.searchsorted(numbers, parts).cpu()
         fold = number * min(FOLDS, len(numbers)) // len(numbers)
-        distances = torch.cat([_distances(samples[fold == k], *_gaussian(samples[fold != k])) for k in fold.unique()])
-        mean, weight = _gaussian(samples)
+        distances = []
+        for k in fold.unique():
+            metric = _metric(samples[fold != k])
+            one, others = (_whitened(samples[chosen], *metric) for chosen in (fold == k, fold != k))
+            distances.append(_logarithm(_distance_to_nearest(one, others)))
+        self.usual.copy_(torch.cat(distances).mean())
+        # of two images both distances are the same; a logarithm is not told more exactly than to a twentieth
+        self.spread.copy_(torch.cat(distances).std().clamp_min(LEAST_SPREAD))
+        mean, weight = _metric(samples[~held_out.cpu()])
         self.mean.copy_(mean)
         self.weight.copy_(weight)
-        if held_out is not None and held_out.any():
-            mean, weight = _gaussian(samples[~held_out.cpu()])
-        self.mean_without_held_out.copy_(mean)
-        self.weight_without_held_out.copy_(weight)
-        self.usual.copy_(distances.mean())
-        # of two images both distances are the same, and below 1 there is nothing but the shrinkage to be far from
-        self.spread.copy_(torch.maximum(distances.std(), LEAST_SPREAD * distances.mean()).clamp_min(1))
+        self.memory_bank = _whitened(samples, mean, weight).to(self.mean)
+        self.is_held_out = held_out.to(self.mean.device)
 
     def forward(self, teacher: Sequence[torch.Tensor], held_out: bool = False) -> torch.Tensor:
-        """Compute how many standard deviations images are further than normal ones.
+        """Compute how far images are from the nearest normal one.
 
         Args:
             teacher: See :meth:`describe`.
             held_out: Whether the images are those held out for a threshold.
 
         Returns:
-            Standard deviations, ``(B,)``.
+            Squared distances, ``(B,)``.
         """
         descriptors = self.describe(teacher)
-        gaussian = (self.mean_without_held_out, self.weight_without_held_out) if held_out else (self.mean, self.weight)
+        known = self.memory_bank[~self.is_held_out] if held_out else self.memory_bank
         with torch.autocast(descriptors.device.type, enabled=False):
-            return (_distances(descriptors, *gaussian) - self.usual) / self.spread
+            return _distance_to_nearest(_whitened(descriptors, self.mean, self.weight), known)
+
+    def deviations(self, distance: torch.Tensor) -> torch.Tensor:
+        """Return in how many standard deviations images are further than normal ones, at least -3.
+
+        Args:
+            distance: Squared distances, as :meth:`forward` returns them.
+        """
+        return ((_logarithm(distance) - self.usual) / self.spread).clamp_min(MOST_FAMILIAR)
 
 
-def _gaussian(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _metric(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean of samples ``(N, D)`` and the matrix that whitens them."""
     mean = samples.mean(dim=0)
     centred = samples - mean
@@ -134,6 +149,16 @@ def _gaussian(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, whitening_matrix(covariance, shrinkage)
 
 
-def _distances(samples: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Squared Mahalanobis distances of samples ``(N, D)``."""
-    return F.linear(samples - mean, weight).square().sum(dim=1)
+def _whitened(samples: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Samples ``(N, D)`` in coordinates in which the metric is the Euclidean; the mean is taken off for exactness."""
+    return F.linear(samples - mean, weight)
+
+
+def _distance_to_nearest(samples: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Squared distances of samples ``(B, D)`` to the nearest of ``(N, D)``, of shape ``(B,)``."""
+    to_each = known.square().sum(dim=1) - 2 * F.linear(samples, known)
+    return samples.square().sum(dim=1) + to_each.amin(dim=1)
+
+
+def _logarithm(distance: torch.Tensor) -> torch.Tensor:
+    return distance.clamp_min(1).log()  # below there is nothing but the shrinkage to be far from
