@@ -479,6 +479,16 @@ def test_checkpoint_of_other_tensors_is_refused(tmp_path, small_checkpoint, chan
         Dskd.load_from_checkpoint(tmp_path / "old.ckpt")
 
 
+def test_checkpoint_with_other_descriptors_of_images_is_refused(tmp_path, small_checkpoint):
+    """Their number is the training's, their length the network's."""
+    checkpoint = torch.load(small_checkpoint, weights_only=True)
+    name = "model.image_score.whole_image.memory_bank"
+    checkpoint["state_dict"][name] = checkpoint["state_dict"][name][:, 1:]
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(DskdError, match=r"1 tensors.*such as 'model\.image_score\.whole_image\.memory_bank'"):
+        Dskd.load_from_checkpoint(tmp_path / "other.ckpt")
+
+
 def test_reload_splits_as_training_did(tmp_path, mvtec_root):
     """Folder's validation set is drawn from the test images: another draw would be another test set."""
 

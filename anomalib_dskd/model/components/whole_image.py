@@ -103,8 +103,9 @@ class WholeImage(DynamicBufferMixin):
         fold = number * min(FOLDS, len(numbers)) // len(numbers)
         distances = []
         for k in fold.unique():
-            metric = _metric(samples[fold != k])
-            one, others = (_whitened(samples[chosen], *metric) for chosen in (fold == k, fold != k))
+            inside = fold == k
+            metric = _metric(samples[~inside])
+            one, others = (_whitened(samples[chosen], *metric) for chosen in (inside, ~inside))
             distances.append(_logarithm(_distance_to_nearest(one, others)))
         self.usual.copy_(torch.cat(distances).mean())
         # of two images both distances are the same; a logarithm is not told more exactly than to a twentieth
