@@ -14,6 +14,7 @@ from anomalib_dskd.model.components import BorderLevel, ResidualWhitening, Scale
 from anomalib_dskd.model.components.anomaly import feature_residual
 from anomalib_dskd.model.components.whitening import half_squared_norm
 from anomalib_dskd.model.cost import part_costs
+from anomalib_dskd.model.image_score import map_contrast
 from anomalib_dskd.model.loss import PyramidMatchingLoss
 from anomalib_dskd.model.torch_model import DskdModel
 
@@ -343,9 +344,74 @@ def test_the_map_has_its_border_levelled():
     border = BorderLevel(1, 4)
     border.update(torch.nn.functional.pad(torch.ones(1, 1, 14, 14), [1] * 4, value=3.0))
     generator = AnomalyMapGenerator(smoothing=0, border=border)
-    found = generator({"encoder": [[torch.full((1, 1, 16, 16), 6.0)]]}, torch.Size((16, 16)))[0, 0]
+    found = generator({"encoder": [[torch.full((1, 1, 16, 16), 6.0)]]}, torch.ones(1), torch.Size((16, 16)))[0, 0]
     assert found[0].tolist() == [2.0] * 16
     assert found[1:-1, 1:-1].unique().tolist() == [6.0]
+
+
+# The level of an image
+
+
+def test_level_of_a_scale_is_in_shares_of_the_usual_and_clear_defects_hardly_raise_it():
+    anomaly, teacher, student = trained_on_normal_images(6, 4, 64)
+
+    def level(seen: torch.Tensor) -> float:
+        return anomaly.level(anomaly(teacher, seen)[0]).item()
+
+    assert level(student) == pytest.approx(1, abs=0.1)
+    smoother = teacher + 0.7 * (student - teacher)
+    assert level(smoother) == pytest.approx(0.49, abs=0.06)
+    with_defect = student.clone()
+    with_defect[0, 1, :16, :16] += 3
+    assert level(student) < level(with_defect) < level(student) + 0.08
+
+
+def test_a_student_that_misses_nothing_has_a_level():
+    anomaly, teacher = ScaleAnomaly(4, 4, "mahalanobis", regions=False).train(), torch.randn(2, 4, 8, 8)
+    anomaly.learn(teacher, teacher)
+    assert anomaly.level(*anomaly.eval()(teacher, teacher)).tolist() == [0, 0]
+
+
+def test_level_of_an_image_is_the_geometric_mean_over_students_and_finer_scales():
+    model = build().eval()
+    with torch.no_grad():
+        anomalies = model.anomalies(*model.features(images()))
+    level = model.image_level(anomalies)
+    levels = [
+        torch.minimum(anomalies[student][k][0], 2 * usual).mean(dim=(1, 2, 3)) / usual
+        for student in ("encoder", "decoder")
+        for k in (0, 1)
+        for usual in [model.scale_anomalies[student][k].location.usual()]
+    ]
+    torch.testing.assert_close(level, torch.stack(levels).prod(dim=0) ** 0.25)
+    for scales in anomalies.values():
+        scales[2][0].mul_(100)
+    torch.testing.assert_close(model.image_level(anomalies), level)
+
+
+@pytest.mark.parametrize("distance", ["mahalanobis", "cosine"])
+def test_a_rougher_image_has_half_of_its_level_taken_off_the_map_and_all_off_the_score(distance):
+    """Of cosine distance nothing off the map, as the paper has it, and half off the score."""
+    model = build(distance=distance, smoothing=0).eval()
+    with torch.no_grad():
+        features = model.features(images())
+        found, levels, maps, contrasts = model.anomalies(*features), [], [], []
+        for factor in (0.25, 0.5):
+            rougher = {name: [[factor * each for each in scale] for scale in scales] for name, scales in found.items()}
+            levels.append(model.image_level(rougher))
+            maps.append(model.predict(features[0], rougher, torch.Size((64, 64))).anomaly_map)
+            contrasts.append(map_contrast(maps[-1], levels[-1]))
+    torch.testing.assert_close(levels[1], 2 * levels[0])
+    left = 0.5 if distance == "mahalanobis" else 1.0
+    torch.testing.assert_close(maps[1], 2**left * maps[0])
+    torch.testing.assert_close(contrasts[1], contrasts[0] + (left - 0.5) * np.log(2), check_dtype=False)
+
+
+def test_a_model_of_one_scale_takes_its_level_from_it():
+    model = build(layers=["layer2"]).eval()
+    with torch.no_grad():
+        anomalies = model.anomalies(*model.features(images()))
+    assert model.image_level(anomalies).shape == (2,)
 
 
 def test_border_is_learned_with_the_mahalanobis_distance():
@@ -356,8 +422,8 @@ def test_border_is_learned_with_the_mahalanobis_distance():
         assert (border is not None) == learned
         if learned:
             assert border.updates == 1
-            assert border.level.shape == (2, 9)
-            assert (border.level != 1).all()
+            assert border.means.shape == (2, 9)
+            assert (border.means != 1).all()
 
 
 def test_distance_is_one_minus_cosine():
@@ -418,6 +484,7 @@ def test_fusions_and_smoothing_do_what_they_say():
     def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
+    one_level = base.image_level(distances).rsqrt()[:, None, None, None]
     students = base.anomaly_map_generator.student_maps(distances)
     on_one_grid = {
         student: torch.cat([resize(scale, (16, 16)) for (scale,) in scales], dim=1)
@@ -430,8 +497,9 @@ def test_fusions_and_smoothing_do_what_they_say():
     ]:
         scaled = {student: over_scales(maps, dim=1, keepdim=True) for student, maps in on_one_grid.items()}
         fused = over_students(students["encoder"], students["decoder"])
-        torch.testing.assert_close(predict(scale_fusion=fusion), resize(scaled["encoder"] + scaled["decoder"], size))
-        torch.testing.assert_close(predict(student_fusion=fusion), resize(fused, size))
+        summed = scaled["encoder"] + scaled["decoder"]
+        torch.testing.assert_close(predict(scale_fusion=fusion), resize(summed, size) * one_level)
+        torch.testing.assert_close(predict(student_fusion=fusion), resize(fused, size) * one_level)
     smooth = predict(smoothing=4.0)
     assert smooth.var() < predict().var()
     torch.testing.assert_close(smooth.mean(), predict().mean(), rtol=0.05, atol=0)

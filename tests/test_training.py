@@ -468,14 +468,14 @@ def test_checkpoint_of_other_networks_is_refused(tmp_path, small_checkpoint):
 @pytest.mark.parametrize("change", ["missing", "unknown", "of another shape"])
 def test_checkpoint_of_other_tensors_is_refused(tmp_path, small_checkpoint, change):
     checkpoint = torch.load(small_checkpoint, weights_only=True)
-    state, name = checkpoint["state_dict"], "model.image_score.contrast"
+    state, name = checkpoint["state_dict"], "model.image_score.usual_contrast"
     tensor = state.pop(name)
     if change == "unknown":
-        state.update({name: tensor, "model.image_score.contrast_of_old": tensor})
+        state.update({name: tensor, "model.image_score.usual_contrast_of_old": tensor})
     elif change == "of another shape":
         state[name] = torch.cat([tensor, tensor])
     torch.save(checkpoint, tmp_path / "old.ckpt")
-    with pytest.raises(DskdError, match=r"1 tensors.*such as 'model\.image_score\.contrast.*another version"):
+    with pytest.raises(DskdError, match=r"1 tensors.*such as 'model\.image_score\.usual_contrast.*another version"):
         Dskd.load_from_checkpoint(tmp_path / "old.ckpt")
 
 

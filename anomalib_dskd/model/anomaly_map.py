@@ -38,8 +38,8 @@ class AnomalyMapGenerator(nn.Module):
         student_fusion: How the students' maps are fused, likewise. Defaults to ``"sum"``.
         smoothing: Sigma of the Gaussian applied to the maps, in locations of the finest grid; ``0`` switches it off.
             Defaults to ``1.0``, at stride 4 the 4 pixels of reverse distillation.
-        border: What brings the border of the maps to the level of their inside, before they are smoothed. Defaults to
-            nothing.
+        border: What brings the border of the maps to the level of their inside, before they are smoothed; with it, maps
+            are brought to one level for all images too. Defaults to nothing, and then they are not.
     """
 
     def __init__(
@@ -75,17 +75,18 @@ class AnomalyMapGenerator(nn.Module):
             for student, scales in distances.items()
         }
 
-    def forward(self, distances: Mapping[str, Scales], image_size: torch.Size) -> torch.Tensor:
+    def forward(self, distances: Mapping[str, Scales], level: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
         """Compute the anomaly map.
 
         Args:
             distances: See :meth:`student_maps`.
+            level: How much is missed of each image all over, ``(B,)``.
             image_size: Height and width of the network's input.
 
         Returns:
             The map, ``(B, K, H, W)``.
         """
-        return self.finish(self.fuse(distances), image_size)
+        return self.finish(self.fuse(distances), level, image_size)
 
     def fuse(self, distances: Mapping[str, Scales]) -> torch.Tensor:
         """Fuse scales and students, arguments as in :meth:`student_maps`, to a map ``(B, K, h, w)``, not smoothed."""
@@ -101,16 +102,21 @@ class AnomalyMapGenerator(nn.Module):
             with torch.autocast(maps.device.type, enabled=False):
                 self.border.update(maps.float())
 
-    def finish(self, maps: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
-        """Level the border of maps ``(B, K, h, w)``, smooth them and bring them to the image's size.
+    def finish(self, maps: torch.Tensor, level: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
+        """Level maps ``(B, K, h, w)``, smooth them and bring them to the image's size.
 
-        In float32 whatever the autocast: bfloat16 would leave 50 grey levels. The latter two are linear and work along
-        one axis after the other, so that they are two matrix products: a row of a matrix is what they make of one
-        location of an axis. An export keeps the matrices as constants, and OpenVINO is several times faster at it than
-        at interpolating one channel.
+        What their border has more than their inside is taken off, and half of the image's level, ``(B,)``, on a
+        logarithmic scale: all of it would be too much, since large defects raise it.
+
+        In float32 whatever the autocast: bfloat16 would leave 50 grey levels. Smoothing and resizing are linear and
+        work along one axis after the other, so that they are two matrix products: a row of a matrix is what they make
+        of one location of an axis. An export keeps the matrices as constants, and OpenVINO is several times faster at
+        it than at interpolating one channel.
         """
         with torch.autocast(maps.device.type, enabled=False):
-            maps = maps.float() if self.border is None else self.border(maps.float())
+            maps = maps.float()
+            if self.border is not None:
+                maps = self.border(maps) / level.sqrt()[:, None, None, None]
             rows, columns = (self._along(maps, *sides) for sides in zip(maps.shape[-2:], image_size, strict=True))
             return rows.T @ maps @ columns
 

@@ -17,12 +17,13 @@ class ImageScore(nn.Module):
     r"""Score of an image from its map and the teacher's features.
 
     Some normal images are further from what was trained on than others, all over: another exposure, a rougher surface.
-    Their map is high everywhere, and its maximum alone calls them defective; but a large defect raises the map of its
-    image as well. So half of the level is taken off, on a logarithmic scale: :math:`c = \log (\max m / \sqrt{\bar m})`.
-    There may be two maps, the one that is shown and one of wider regions; theirs are averaged. What is unusual all over
-    is told apart by :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual that is. All are counted
-    in standard deviations from their means over normal images, :math:`z_c` (the mean of the maps') and :math:`z_w`,
-    and the score is their sum, on a scale without negative numbers:
+    Their map is high everywhere, and its maximum alone calls them defective. So the level :math:`\ell` of the image is
+    taken off, see :meth:`~anomalib_dskd.model.torch_model.DskdModel.image_level`; half of it is off the map :math:`m`
+    already, so that :math:`c = \log (\max m / \sqrt{\ell})`. There may be two maps, the one that is shown and one of
+    wider regions; theirs are averaged. What is unusual all over is told apart by
+    :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual that is. All are counted in standard
+    deviations from their means over normal images, :math:`z_c` (the mean of the maps') and :math:`z_w`, and the score
+    is their sum, on a scale without negative numbers:
 
     .. math:: \operatorname{softplus} (z_c + z_w) = \log (1 + e^{z_c + z_w})
 
@@ -34,28 +35,31 @@ class ImageScore(nn.Module):
         maps: Number of maps, K. Defaults to ``1``.
     """
 
-    contrast: torch.Tensor
+    usual_contrast: torch.Tensor
     contrast_variance: torch.Tensor
     updates: torch.Tensor
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], maps: int = 1) -> None:
         super().__init__()
         self.whole_image = WholeImage(channels, strides)
-        self.register_buffer("contrast", torch.zeros(maps))
+        self.register_buffer("usual_contrast", torch.zeros(maps))
         self.register_buffer("contrast_variance", torch.ones(maps))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def update(self, maps: torch.Tensor) -> None:
-        """Take the maps of normal images, ``(B, K, H, W)`` with B at least 1, into moving averages of the contrast."""
-        follow(self.contrast, self.contrast_variance, map_contrast(maps), momentum_of(self.updates))
+    def update(self, maps: torch.Tensor, level: torch.Tensor) -> None:
+        """Take the maps and levels of normal images, as :meth:`forward` does, into moving averages of the contrast."""
+        follow(self.usual_contrast, self.contrast_variance, map_contrast(maps, level), momentum_of(self.updates))
         self.updates += 1
 
-    def forward(self, maps: torch.Tensor, teacher: Sequence[torch.Tensor], held_out: bool = False) -> torch.Tensor:
+    def forward(
+        self, maps: torch.Tensor, level: torch.Tensor, teacher: Sequence[torch.Tensor], held_out: bool = False
+    ) -> torch.Tensor:
         """Compute the score.
 
         Args:
-            maps: Anomaly maps, ``(B, K, H, W)``.
+            maps: Anomaly maps, ``(B, K, H, W)``, B at least 1.
+            level: How much is missed of each image all over, ``(B,)``.
             teacher: The teacher's maps, ``(B, C, h, w)`` each, finest first.
             held_out: Whether the images are those held out for a threshold.
 
@@ -63,13 +67,13 @@ class ImageScore(nn.Module):
             Scores of shape ``(B,)``, not negative; 0.69 where both are as usual.
         """
         # its logarithm is not told more exactly than to a twentieth; one image alone has no deviation
-        stands_out = (map_contrast(maps) - self.contrast) / self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
+        spread = self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
+        stands_out = (map_contrast(maps, level) - self.usual_contrast) / spread
         witnesses = [stands_out.mean(dim=1), self.whole_image(teacher, held_out)]
         stands_out, distance = torch.stack(witnesses).unbind()  # one operation for the export to correct
         return F.softplus(stands_out + self.whole_image.deviations(distance))
 
 
-def map_contrast(maps: torch.Tensor) -> torch.Tensor:
-    """Logarithm of maximum by root of the mean, of each map ``(B, K, H, W)``, of shape ``(B, K)``."""
-    pixels = maps.flatten(2)
-    return pixels.amax(dim=2).clamp_min(TINY).log() - 0.5 * pixels.mean(dim=2).clamp_min(TINY).log()
+def map_contrast(maps: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Logarithm of maximum by root of the level, of maps ``(B, K, H, W)`` and levels ``(B,)``, of shape ``(B, K)``."""
+    return maps.flatten(2).amax(dim=2).clamp_min(TINY).log() - 0.5 * level[:, None].log()

@@ -21,6 +21,7 @@ from .components import (
     build_backbone,
     feature_distance,
 )
+from .components.whitening import TINY
 from .image_score import ImageScore
 
 STUDENTS = ("both", "encoder", "decoder")
@@ -55,8 +56,9 @@ class DskdModel(nn.Module):
             ``"stop_gradient"`` does not. Defaults to ``"gradient"``.
         distance: What of the students' misses the anomaly map shows: ``"mahalanobis"`` counts them by what is usual on
             normal images, ``"cosine"`` counts all alike, as training does; see
-            :class:`~anomalib_dskd.model.components.ScaleAnomaly`, and for the border of the map
-            :class:`~anomalib_dskd.model.components.BorderLevel`. Defaults to ``"mahalanobis"``.
+            :class:`~anomalib_dskd.model.components.ScaleAnomaly`, for the border of the map
+            :class:`~anomalib_dskd.model.components.BorderLevel`, and for its level :meth:`image_level`. Defaults to
+            ``"mahalanobis"``.
         scale_fusion: How scales are fused into a map: ``"sum"``, ``"product"`` or ``"max"``.
         student_fusion: How the students' maps are fused, likewise.
         smoothing: Sigma of the Gaussian applied to the map, in pixels of the input; ``0`` switches it off.
@@ -96,6 +98,7 @@ class DskdModel(nn.Module):
             raise DskdError(msg)
         self.teacher = Teacher(backbone, layers)
         channels, strides = self.teacher.channels, self.teacher.strides
+        self.finer = max(1, len(strides) - 1)
         wide = regions and whole_image
         border = BorderLevel(1 + wide, BORDER_PIXELS // strides[0]) if distance == "mahalanobis" else None
         self.anomaly_map_generator = AnomalyMapGenerator(scale_fusion, student_fusion, smoothing / strides[0], border)
@@ -187,6 +190,26 @@ class DskdModel(nn.Module):
             for student, maps in students.items()
         }
 
+    def image_level(self, anomalies: Mapping[str, Sequence[Maps]]) -> torch.Tensor:
+        """Compute how much the students miss of each image all over, where it says little of defects.
+
+        A rougher surface or another exposure is missed more at each location of the finer scales, which see texture; of
+        a large defect it is the coarsest, which sees what is shown, that is missed more, so it is left out.
+
+        Args:
+            anomalies: See :meth:`anomalies`.
+
+        Returns:
+            Levels of shape ``(B,)``: the geometric mean, over students and all scales but the coarsest, of
+            :meth:`~anomalib_dskd.model.components.ScaleAnomaly.level`.
+        """
+        levels = [
+            scale_anomaly.level(distances[0])
+            for student, scales in anomalies.items()
+            for scale_anomaly, distances in list(zip(self.scale_anomalies[student], scales, strict=True))[: self.finer]
+        ]
+        return torch.stack(levels).clamp_min(TINY).log().mean(dim=0).exp()
+
     def learn_usual(self, teacher: Maps, students: Mapping[str, Maps]) -> None:
         """Take what the students miss of normal images into what is usual, for Mahalanobis distance and image score.
 
@@ -206,7 +229,8 @@ class DskdModel(nn.Module):
             self.anomaly_map_generator.learn(maps)
             if self.image_score is not None:
                 image_size = torch.Size(side * self.teacher.strides[0] for side in maps.shape[-2:])
-                self.image_score.update(self.anomaly_map_generator.finish(maps, image_size))
+                level = self.image_level(anomalies)
+                self.image_score.update(self.anomaly_map_generator.finish(maps, level, image_size), level)
 
     def forward(self, images: torch.Tensor) -> dict[str, Maps] | InferenceBatch:
         """Compute distances (training) or anomaly map and score (evaluation).
@@ -224,9 +248,14 @@ class DskdModel(nn.Module):
         return self.predict(teacher, self.anomalies(teacher, students), images.shape[-2:])
 
     def student_maps(self, anomalies: Mapping[str, Sequence[Maps]], image_size: torch.Size) -> dict[str, torch.Tensor]:
-        """Turn anomalies into a smoothed map of each student alone, ``(B, 1, H, W)``."""
+        """Turn anomalies into a smoothed map of each student alone, ``(B, 1, H, W)``, by its own level."""
         maps = self.anomaly_map_generator.student_maps(anomalies)
-        return {student: self.anomaly_map_generator.finish(each[:, :1], image_size) for student, each in maps.items()}
+        return {
+            student: self.anomaly_map_generator.finish(
+                each[:, :1], self.image_level({student: anomalies[student]}), image_size
+            )
+            for student, each in maps.items()
+        }
 
     def predict(
         self, teacher: Maps, anomalies: Mapping[str, Sequence[Maps]], image_size: torch.Size, held_out: bool = False
@@ -239,7 +268,8 @@ class DskdModel(nn.Module):
             image_size: Height and width of the network's input.
             held_out: Whether the images are those held out for a threshold.
         """
-        maps = self.anomaly_map_generator(anomalies, image_size)
+        level = self.image_level(anomalies)
+        maps = self.anomaly_map_generator(anomalies, level, image_size)
         shown, score = maps[:, :1], self.image_score
-        found = shown.amax(dim=(-3, -2, -1)) if score is None else score(maps, teacher, held_out)
+        found = shown.amax(dim=(-3, -2, -1)) if score is None else score(maps, level, teacher, held_out)
         return InferenceBatch(pred_score=found, anomaly_map=shown)

@@ -92,6 +92,23 @@ class ScaleAnomaly(nn.Module):
             means = self.region_means(residual, distance)
             return [distance, *(distance_by(region, mean) for region, mean in zip(self.regions, means, strict=True))]
 
+    def level(self, distance: torch.Tensor) -> torch.Tensor:
+        """How much the student misses of an image all over, in shares of what is usual.
+
+        A location that is far off counts no more than twice the usual, so that a clear defect hardly raises the level
+        of its image. Where only cosines are known, locations count as they are.
+
+        Args:
+            distance: Distances of single locations, ``(B, 1, h, w)``, as :meth:`forward` returns them.
+
+        Returns:
+            Levels of shape ``(B,)``, between 0 and 2; of cosines the mean distance.
+        """
+        if isinstance(self.location, ResidualWhitening):
+            usual = self.location.usual().clamp_min(TINY)
+            distance = torch.minimum(distance, CLEAR * usual) / usual
+        return distance.mean(dim=(-3, -2, -1))
+
     def region_means(self, residual: torch.Tensor, distance: torch.Tensor) -> list[torch.Tensor]:
         """Means of residuals over regions of each width, the wide ones for every other block each way.
 

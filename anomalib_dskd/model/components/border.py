@@ -31,28 +31,28 @@ class BorderLevel(nn.Module):
         rings: Width of the border in locations; of small maps a quarter of the shorter side at most.
     """
 
-    level: torch.Tensor
+    means: torch.Tensor
     updates: torch.Tensor
 
     def __init__(self, maps: int, rings: int) -> None:
         super().__init__()
         self.rings = rings
-        self.register_buffer("level", torch.ones(maps, rings + 1))  # the last is the inside
+        self.register_buffer("means", torch.ones(maps, rings + 1))  # the last is the inside
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
     def update(self, maps: torch.Tensor) -> None:
         """Take maps of normal images, ``(B, K, h, w)`` with B at least 1, into the moving averages."""
         member = F.one_hot(self._ring(maps), self.rings + 1).flatten(0, 1).to(maps)
-        means = maps.mean(dim=0).flatten(1) @ member / member.sum(dim=0).clamp_min(1)
-        inside = means[:, -1:]
-        means = torch.where(member.any(dim=0), means, inside)  # small maps do not have all rings
-        self.level.lerp_(means, momentum_of(self.updates))
+        rings = maps.mean(dim=0).flatten(1) @ member / member.sum(dim=0).clamp_min(1)
+        inside = rings[:, -1:]
+        rings = torch.where(member.any(dim=0), rings, inside)  # small maps do not have all rings
+        self.means.lerp_(rings, momentum_of(self.updates))
         self.updates += 1
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Divide maps ``(B, K', h, w)``, the first K' of the K."""
-        more = (self.level / self.level[:, -1:].clamp_min(TINY)).clamp_min(1)
+        more = (self.means / self.means[:, -1:].clamp_min(TINY)).clamp_min(1)
         return maps / more[: maps.shape[1], self._ring(maps)]
 
     def _ring(self, maps: torch.Tensor) -> torch.Tensor:
