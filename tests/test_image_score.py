@@ -170,8 +170,8 @@ def test_score_is_what_stands_out_and_what_is_unusual(number):
         torch.rand(200, generator=generator) + 0.5,
     )
     normal[:, 1:] = normal[:, 1:].sqrt()
-    for batch, level in zip(normal.split(20), levels.split(20), strict=True):
-        score.update(batch, level)
+    for _ in range(10):
+        score.update(normal, levels)
     contrasts = np.log(normal.amax(dim=(2, 3)).numpy()) - np.log(levels.numpy())[:, None] / 2
     np.testing.assert_allclose(score.usual_contrast, contrasts.mean(axis=0), rtol=0.02, atol=0.01)
     np.testing.assert_allclose(score.contrast_variance.sqrt(), contrasts.std(axis=0), rtol=0.1)
@@ -181,6 +181,16 @@ def test_score_is_what_stands_out_and_what_is_unusual(number):
     unusual = score.whole_image.deviations(score.whole_image(features)).double()
     expected = torch.log(1 + (stands_out.mean(dim=1).double() + unusual).exp())
     torch.testing.assert_close(score(maps, level, features).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_out_may_sink_in_training_without_seeming_to_vary():
+    """By half a standard deviation in ten steps."""
+    score, generator = ImageScore(CHANNELS, STRIDES), torch.Generator().manual_seed(0)
+    for step in range(500):
+        sinking = (0.1 * torch.randn(4, generator=generator) - 0.005 * step).exp()
+        score.update(torch.ones(4, 1, 8, 8) * sinking[:, None, None, None], torch.ones(4))
+    assert score.usual_contrast.item() == pytest.approx(-2.5, abs=0.1)
+    assert score.contrast_variance.sqrt().item() == pytest.approx(0.1, rel=0.35)
 
 
 def test_a_map_of_nothing_has_a_score():

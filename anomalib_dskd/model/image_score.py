@@ -12,6 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 from .components import WholeImage
 from .components.whitening import LEAST_SPREAD, TINY, follow, momentum_of
 
+QUICKER = 5
+
 
 class ImageScore(nn.Module):
     r"""Score of an image from its map and the teacher's features.
@@ -49,7 +51,8 @@ class ImageScore(nn.Module):
     @torch.no_grad()
     def update(self, maps: torch.Tensor, level: torch.Tensor) -> None:
         """Take the maps and levels of normal images, as :meth:`forward` does, into moving averages of the contrast."""
-        follow(self.usual_contrast, self.contrast_variance, map_contrast(maps, level), momentum_of(self.updates))
+        contrast, momentum = map_contrast(maps, level), momentum_of(self.updates)
+        follow(self.usual_contrast, self.contrast_variance, contrast, momentum, quicker=QUICKER)
         self.updates += 1
 
     def forward(

@@ -248,13 +248,10 @@ class DskdModel(nn.Module):
         return self.predict(teacher, self.anomalies(teacher, students), images.shape[-2:])
 
     def student_maps(self, anomalies: Mapping[str, Sequence[Maps]], image_size: torch.Size) -> dict[str, torch.Tensor]:
-        """Turn anomalies into a smoothed map of each student alone, ``(B, 1, H, W)``, by its own level."""
-        maps = self.anomaly_map_generator.student_maps(anomalies)
+        """Turn anomalies into a smoothed map of each student alone, ``(B, 1, H, W)``."""
+        maps, level = self.anomaly_map_generator.student_maps(anomalies), self.image_level(anomalies)
         return {
-            student: self.anomaly_map_generator.finish(
-                each[:, :1], self.image_level({student: anomalies[student]}), image_size
-            )
-            for student, each in maps.items()
+            student: self.anomaly_map_generator.finish(each[:, :1], level, image_size) for student, each in maps.items()
         }
 
     def predict(

@@ -112,10 +112,15 @@ def momentum_of(updates: torch.Tensor) -> torch.Tensor:
     return (1 / (updates + 1)).clamp_min(MOMENTUM)
 
 
-def follow(mean: torch.Tensor, variance: torch.Tensor, values: torch.Tensor, momentum: torch.Tensor) -> None:
-    """Take values ``(B, ...)`` into moving averages of their mean and variance, in place."""
+def follow(
+    mean: torch.Tensor, variance: torch.Tensor, values: torch.Tensor, momentum: torch.Tensor, quicker: float = 1
+) -> None:
+    """Take values ``(B, ...)`` into moving averages of their mean and variance, in place.
+
+    A mean that lags behind values that drift adds to their variance; it may follow so many times as quickly.
+    """
     before = mean.clone()
-    mean.lerp_(values.mean(dim=0), momentum)
+    mean.lerp_(values.mean(dim=0), (quicker * momentum).clamp_max(1))
     variance.lerp_(((values - before) * (values - mean)).mean(dim=0), momentum)
 
 
