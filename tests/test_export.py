@@ -29,7 +29,16 @@ from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import _convertible, _ToFloat, convert
-from anomalib_dskd.export.quantize import WHITENING, WITNESSES, _scaled, first_convolutions, quantize, spared
+from anomalib_dskd.export.quantize import (
+    NEAREST,
+    WHITENING,
+    WITNESSES,
+    _judge,
+    _scaled,
+    first_convolutions,
+    quantize,
+    spared,
+)
 from anomalib_dskd.export.resize import ResizeInBands
 from anomalib_dskd.export.rounding import round_weights, second_moments
 from anomalib_dskd.export.verify import (
@@ -445,6 +454,22 @@ def test_int8_keeps_the_score_of_images_that_are_unusual_as_a_whole(small_bundle
         score = float(exact(dark)["score"])
         assert score > 10
         assert rounded(dark)["score"] == pytest.approx(score, rel=0.2)
+
+
+def test_int8_is_corrected_by_the_second_nearest_of_known_images(small_bundle, mvtec_root):
+    """What corrections are taken from is known: at no distance, to which rounding adds more than to others."""
+    graph = ov.Core().read_model(small_bundle / "model.xml")
+    images = [np.asarray(Image.open(path))[None] for path in sorted((mvtec_root / "stripes/train/good").iterdir())]
+    _, (_, second) = _judge(graph, iter(images))
+    operations = {node.get_friendly_name(): node for node in graph.get_ops()}
+    distances, witnesses = operations[NEAREST].input_value(0), operations[WITNESSES].output(0)
+    graph.add_outputs([distances, witnesses])
+    compiled = ov.Core().compile_model(graph, "CPU", F32)
+    for image, expected in zip(images, second, strict=True):
+        *_, to_each, found = compiled(image).values()
+        least, next_to_least, *_ = np.sort(to_each[0])
+        assert expected == pytest.approx(found[1, 0] + next_to_least - least, rel=1e-3)
+        assert expected > 1 > found[1, 0]
 
 
 def test_int8_says_so_where_openvino_names_operations_otherwise(small_bundle, mvtec_root):

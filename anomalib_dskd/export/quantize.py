@@ -39,6 +39,8 @@ PARAMETERS = nncf.AdvancedQuantizationParameters(
 IMAGE_SCORE = "__module.model.image_score/"
 WITNESSES = f"{IMAGE_SCORE}aten::stack/Concat"
 """Operation of the converted graph that gives what stands out and the distance of the whole, of shape ``(2, B)``."""
+NEAREST = "__module.model.image_score.whole_image/aten::amin/ReduceMin"
+"""Operation that takes the least of the distances to the known images, ``(B, N)``."""
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 NETWORK = "__module.model."
 TEACHER = f"{NETWORK}teacher."
@@ -237,9 +239,20 @@ def _values_of_black_and_white(graph: ov.Model, node: ov.Node) -> tuple[float, f
 
 
 def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maximum of each image's map, ``(N,)``, and the score's witnesses, ``(2, N)``, empty without them."""
+    """Return the maximum of each image's map, ``(N,)``, and the score's witnesses, ``(2, N)``, empty without them.
+
+    The images are among the known ones, and what rounding adds to no distance is more than it adds to a new image's. So
+    the distance is that to the second nearest, which is as selected among others as a new image's to the nearest.
+    """
     graph = graph.clone()
     scored = _witnesses(graph)
+    for node in graph.get_ops():
+        if node.get_friendly_name() == NEAREST:
+            known = node.input_value(0).get_partial_shape()[1].get_length()
+            two = ops.topk(node.input_value(0), min(2, known), 1, "min", "value").output(0)
+            second = ops.reduce_max(two, [1]).output(0)
+            for reader in node.output(0).get_target_inputs():
+                reader.replace_source_output(second)
     graph.add_outputs(scored)
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     peaks, columns = [], []
@@ -268,8 +281,7 @@ def _witnesses(graph: ov.Model) -> list[ov.Output]:
 def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
     """Give witnesses, ``(2, N)``, the mean over images that they had before rounding, and the first its spread too.
 
-    The second is only moved: what rounding does to a descriptor comes on top of whatever squared distance it has, and
-    an image that is among the known ones has none before.
+    The second is only moved: what rounding does to a descriptor comes on top of whatever squared distance it has.
     """
     spreads = rounded.std(axis=1, keepdims=True)
     scale = np.divide(exact.std(axis=1, keepdims=True), spreads, out=np.ones_like(spreads), where=spreads > 0)
