@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from .components import WholeImage
 from .components.whitening import LEAST_SPREAD, TINY, follow, momentum_of
 
-QUICKER = 5
+QUICKER = 5  # in training the mean sinks; see follow
 
 
 class ImageScore(nn.Module):

@@ -98,7 +98,7 @@ class DskdModel(nn.Module):
             raise DskdError(msg)
         self.teacher = Teacher(backbone, layers)
         channels, strides = self.teacher.channels, self.teacher.strides
-        self.finer = max(1, len(strides) - 1)
+        self.finer = max(1, len(strides) - 1)  # how many scales tell the level of an image
         wide = regions and whole_image
         border = BorderLevel(1 + wide, BORDER_PIXELS // strides[0]) if distance == "mahalanobis" else None
         self.anomaly_map_generator = AnomalyMapGenerator(scale_fusion, student_fusion, smoothing / strides[0], border)
