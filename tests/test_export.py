@@ -472,10 +472,11 @@ def test_int8_is_corrected_by_the_second_nearest_of_known_images(small_bundle, m
         assert expected > 1 > found[1, 0]
 
 
-def test_int8_says_so_where_openvino_names_operations_otherwise(small_bundle, mvtec_root):
+@pytest.mark.parametrize("name", [WITNESSES, NEAREST])
+def test_int8_says_so_where_openvino_names_operations_otherwise(small_bundle, mvtec_root, name):
     graph = ov.Core().read_model(small_bundle / "model.xml")
     for node in graph.get_ops():
-        if node.get_friendly_name() == WITNESSES:
+        if node.get_friendly_name() == name:
             node.set_friendly_name("otherwise")
     images = find_images(mvtec_root / "stripes/train/good")
     with pytest.raises(DskdError, match=r"OpenVINO .* names it otherwise. Export with --precision f32"):

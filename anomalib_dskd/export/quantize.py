@@ -246,13 +246,12 @@ def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, n
     """
     graph = graph.clone()
     scored = _witnesses(graph)
-    for node in graph.get_ops():
-        if node.get_friendly_name() == NEAREST:
-            known = node.input_value(0).get_partial_shape()[1].get_length()
-            two = ops.topk(node.input_value(0), min(2, known), 1, "min", "value").output(0)
-            second = ops.reduce_max(two, [1]).output(0)
-            for reader in node.output(0).get_target_inputs():
-                reader.replace_source_output(second)
+    for nearest in _of_score(graph, NEAREST):
+        distances = nearest.get_node().input_value(0)
+        known = distances.get_partial_shape()[1].get_length()
+        second = ops.reduce_max(ops.topk(distances, min(2, known), 1, "min", "value").output(0), [1])
+        for reader in nearest.get_target_inputs():
+            reader.replace_source_output(second.output(0))
     graph.add_outputs(scored)
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     peaks, columns = [], []
@@ -266,12 +265,17 @@ def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, n
 
 def _witnesses(graph: ov.Model) -> list[ov.Output]:
     """Return the output of the operation :data:`WITNESSES`, none where the score is the map's maximum."""
+    return _of_score(graph, WITNESSES)
+
+
+def _of_score(graph: ov.Model, name: str) -> list[ov.Output]:
+    """Return the output of an operation of the image score, none where the score is the map's maximum."""
     operations = {node.get_friendly_name(): node for node in graph.get_ops()}
-    if WITNESSES in operations:
-        return [operations[WITNESSES].output(0)]
-    if any(name.startswith(IMAGE_SCORE) for name in operations):
+    if name in operations:
+        return [operations[name].output(0)]
+    if any(each.startswith(IMAGE_SCORE) for each in operations):
         msg = (
-            f"The graph has no operation {WITNESSES!r}, which INT8 needs: OpenVINO {ov.__version__} names it "
+            f"The graph has no operation {name!r}, which INT8 needs: OpenVINO {ov.__version__} names it "
             "otherwise. Export with --precision f32, or with OpenVINO 2026.4."
         )
         raise DskdError(msg)
