@@ -33,7 +33,7 @@ def raw_scores(model: Dskd, loader: DataLoader, held_out: bool) -> pd.DataFrame:
     """Predict images; return the highest raw score and the label of each part."""
     model.visualizer = None
     network = model.model
-    network.predict = lambda *arguments: type(network).predict(network, *arguments[:3], held_out=held_out)
+    network.predict = lambda *arguments: type(network).predict(network, *arguments[:4], held_out=held_out)
     batches = Engine(accelerator="cpu").predict(model, dataloaders=loader)
     samples = loader.dataset.samples
     table = pd.DataFrame({"part": samples.get("part", samples.image_path)})

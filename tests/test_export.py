@@ -84,8 +84,9 @@ def test_maps_are_the_checkpoints_at_any_size_and_batch(model, compiled, height_
         resized = model.pre_processor.transform(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
         teacher, students = model.model.features(resized)
         anomalies = model.model.anomalies(teacher, students)
-        expected = model.model.predict(teacher, anomalies, resized.shape[-2:])
-        students = model.model.student_maps(anomalies, resized.shape[-2:])
+        level = model.model.level(anomalies)
+        expected = model.model.predict(teacher, anomalies, level, resized.shape[-2:])
+        students = model.model.student_maps(anomalies, level, resized.shape[-2:])
     np.testing.assert_allclose(found["score"], expected.pred_score, rtol=1e-4)
     for name, maps in {"map": expected.anomaly_map, **{f"{s}_map": m for s, m in students.items()}}.items():
         assert found[name].shape == (number, 64, 96)

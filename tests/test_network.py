@@ -127,7 +127,8 @@ def test_distance_of_regions():
     student = torch.randn(1, 5, 1, 1).expand(-1, -1, 20, 20)
     (alone,) = location(teacher, student)
     torch.testing.assert_close(alone, feature_distance(teacher, student), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(both(teacher, student), [alone, alone])
+    location_of_both, region, _ = both(teacher, student)
+    torch.testing.assert_close([location_of_both, region], [alone, alone])
     student = torch.randn(1, 5, 20, 20)
     region = both(teacher, student)[1][0, 0]
     residual = torch.nn.functional.normalize(teacher, dim=1) - torch.nn.functional.normalize(student, dim=1)
@@ -144,7 +145,7 @@ def test_regions_are_as_wide_at_every_scale(stride, pixels):
     teacher, student = torch.zeros(2, 1, 3, size, size)
     teacher[:, 0] = student[:, 0] = 1
     student[0, :, size // 2, size // 2] = torch.tensor([0.0, 1.0, 0.0])
-    means, wide = ScaleAnomaly(3, stride, "cosine", regions=True, wide=True).region_means(
+    means, wide = ScaleAnomaly(3, stride, "cosine", regions=True).region_means(
         feature_residual(teacher, student), feature_distance(teacher, student)
     )
     location = max(stride, 16)
@@ -157,15 +158,15 @@ def test_regions_of_fine_maps_are_means_of_their_blocks():
     """Of 18 locations the last block holds two; in the map the distance lies between those of blocks."""
     both = ScaleAnomaly(5, 4, "cosine", regions=True)
     teacher, student = torch.randn(2, 1, 5, 18, 18)
-    (means,) = both.region_means(feature_residual(teacher, student), feature_distance(teacher, student))
+    means, _ = both.region_means(feature_residual(teacher, student), feature_distance(teacher, student))
     assert means.shape == (1, 5, 5, 5)
     residual = feature_residual(teacher, student)
     blocks = [[residual[0, :, i : i + 4, j : j + 4].mean(dim=(1, 2)) for j in range(0, 18, 4)] for i in range(0, 18, 4)]
     expected = torch.stack([block for row in blocks for block in row]).mean(dim=0)
     torch.testing.assert_close(means[0, :, 2, 2], expected)
-    _, region = both(teacher, student)
+    _, region, _ = both(teacher, student)
     torch.testing.assert_close(region, 0.5 * means.square().sum(dim=1, keepdim=True), rtol=1e-4, atol=1e-6)
-    shown = AnomalyMapGenerator().student_maps({"encoder": [[torch.zeros(1, 1, 18, 18), region]]})["encoder"]
+    shown = AnomalyMapGenerator().student_maps({"encoder": [[torch.zeros(1, 1, 18, 18), region]]})["encoder"][:, 1:]
     bilinear = torch.nn.functional.interpolate(region, (18, 18), mode="bilinear", align_corners=False)
     torch.testing.assert_close(shown, bilinear)
     assert shown[0, 0, 0, 0] == region[0, 0, 0, 0]
@@ -175,7 +176,7 @@ def test_regions_of_fine_maps_are_means_of_their_blocks():
 def test_wide_regions_lie_around_the_middle_of_two_by_two_blocks(side):
     """From the smallest image on; where a block is left over, it has a region too."""
     residual = torch.randn(1, 2, side, side)
-    _, wide = ScaleAnomaly(2, 16, "cosine", regions=True, wide=True).region_means(residual, residual[:, :1])
+    _, wide = ScaleAnomaly(2, 16, "cosine", regions=True).region_means(residual, residual[:, :1])
     assert wide.shape == (1, 2, -(-side // 2), -(-side // 2))
     reach = max(0, side // 4 - 1)
     for index in range(wide.shape[-1]):
@@ -186,7 +187,7 @@ def test_wide_regions_lie_around_the_middle_of_two_by_two_blocks(side):
 def trained_on_normal_images(channels, stride, size):
     """Anomalies of a scale whose students miss the teacher by a little, otherwise at each location."""
     torch.manual_seed(0)
-    anomaly = ScaleAnomaly(channels, stride, "mahalanobis", regions=True, wide=True).train()
+    anomaly = ScaleAnomaly(channels, stride, "mahalanobis", regions=True).train()
     teacher = torch.zeros(8, channels, size, size)
     teacher[:, 0] = 1
     for _ in range(20):
@@ -202,7 +203,8 @@ def test_small_clear_defects_do_not_raise_their_region_but_faint_wide_ones_do(st
     direction = torch.tensor([0.0, 1, 0, 0, 0, 0])[:, None, None]
 
     def map_of(seen: torch.Tensor) -> torch.Tensor:
-        return AnomalyMapGenerator().student_maps({"encoder": [anomaly(teacher, seen)]})["encoder"][0, 0]
+        generator = AnomalyMapGenerator(smoothing=0)
+        return generator({"encoder": [anomaly(teacher, seen)]}, torch.ones(1), teacher.shape[-2:])[0, 0]
 
     around = {}
     for clearness in (0.3, 3.0):
@@ -223,7 +225,7 @@ def test_small_clear_defects_do_not_raise_their_region_but_faint_wide_ones_do(st
 def test_learning_tells_the_distances_that_are_asked_for_afterwards(distance, regions):
     """So that the map's border and contrast are learned from them without computing them again."""
     torch.manual_seed(0)
-    anomaly = ScaleAnomaly(6, 4, distance, regions=regions, wide=regions).train()
+    anomaly = ScaleAnomaly(6, 4, distance, regions=regions).train()
     teacher = torch.randn(2, 6, 32, 32)
     for _ in range(3):
         anomaly.learn(teacher, teacher + torch.randn(teacher.shape))
@@ -329,7 +331,6 @@ def test_border_of_normal_maps_is_brought_to_the_level_of_the_inside(height, wid
     assert torch.equal(levelled[:, inside], usual[:, inside])
     mean = usual[:, inside].mean(dim=1, keepdim=True)
     torch.testing.assert_close(levelled[:, ~inside], mean.expand(2, int((~inside).sum())))
-    torch.testing.assert_close(border(usual[None, :1])[0], levelled[:1])
 
 
 def test_a_border_with_less_than_the_inside_stays_as_it_is():
@@ -376,7 +377,7 @@ def test_level_of_an_image_is_the_geometric_mean_over_students_and_finer_scales(
     model = build().eval()
     with torch.no_grad():
         anomalies = model.anomalies(*model.features(images()))
-    level = model.image_level(anomalies)
+    level = model.level(anomalies)
     levels = [
         torch.minimum(anomalies[student][k][0], 2 * usual).mean(dim=(1, 2, 3)) / usual
         for student in ("encoder", "decoder")
@@ -386,7 +387,7 @@ def test_level_of_an_image_is_the_geometric_mean_over_students_and_finer_scales(
     torch.testing.assert_close(level, torch.stack(levels).prod(dim=0) ** 0.25)
     for scales in anomalies.values():
         scales[2][0].mul_(100)
-    torch.testing.assert_close(model.image_level(anomalies), level)
+    torch.testing.assert_close(model.level(anomalies), level)
 
 
 @pytest.mark.parametrize("distance", ["mahalanobis", "cosine"])
@@ -398,8 +399,8 @@ def test_a_rougher_image_has_half_of_its_level_taken_off_the_map_and_all_off_the
         found, levels, maps, contrasts = model.anomalies(*features), [], [], []
         for factor in (0.25, 0.5):
             rougher = {name: [[factor * each for each in scale] for scale in scales] for name, scales in found.items()}
-            levels.append(model.image_level(rougher))
-            maps.append(model.predict(features[0], rougher, torch.Size((64, 64))).anomaly_map)
+            levels.append(model.level(rougher))
+            maps.append(model.predict(features[0], rougher, levels[-1], torch.Size((64, 64))).anomaly_map)
             contrasts.append(map_contrast(maps[-1], levels[-1]))
     torch.testing.assert_close(levels[1], 2 * levels[0])
     left = 0.5 if distance == "mahalanobis" else 1.0
@@ -411,7 +412,7 @@ def test_a_model_of_one_scale_takes_its_level_from_it():
     model = build(layers=["layer2"]).eval()
     with torch.no_grad():
         anomalies = model.anomalies(*model.features(images()))
-    assert model.image_level(anomalies).shape == (2,)
+    assert model.level(anomalies).shape == (2,)
 
 
 def test_border_is_learned_with_the_mahalanobis_distance():
@@ -422,7 +423,7 @@ def test_border_is_learned_with_the_mahalanobis_distance():
         assert (border is not None) == learned
         if learned:
             assert border.updates == 1
-            assert border.means.shape == (2, 9)
+            assert border.means.shape == (3, 9)
             assert (border.means != 1).all()
 
 
@@ -472,19 +473,20 @@ def test_layers_choose_the_scales():
 
 
 def test_fusions_and_smoothing_do_what_they_say():
-    base = build(smoothing=0).eval()
+    base = build(smoothing=0, regions=False).eval()
     with torch.no_grad():
         teacher, students = base.features(images())
         distances = {name: [[each] for each in maps] for name, maps in base.distances(teacher, students).items()}
     size = torch.Size((64, 64))
 
     def predict(**kwargs) -> torch.Tensor:
-        return build(**{"smoothing": 0, **kwargs}).predict(teacher, distances, size).anomaly_map
+        model = build(**{"smoothing": 0, "regions": False, **kwargs})
+        return model.predict(teacher, distances, base.level(distances), size).anomaly_map
 
     def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
-    one_level = base.image_level(distances).rsqrt()[:, None, None, None]
+    one_level = base.level(distances).rsqrt()[:, None, None, None]
     students = base.anomaly_map_generator.student_maps(distances)
     on_one_grid = {
         student: torch.cat([resize(scale, (16, 16)) for (scale,) in scales], dim=1)
@@ -503,6 +505,25 @@ def test_fusions_and_smoothing_do_what_they_say():
     smooth = predict(smoothing=4.0)
     assert smooth.var() < predict().var()
     torch.testing.assert_close(smooth.mean(), predict().mean(), rtol=0.05, atol=0)
+
+
+def test_locations_and_regions_are_added_as_squares_the_wide_ones_by_half():
+    """Whatever their scales and students; without regions the map is the distance of locations."""
+    size, sides = torch.Size((8, 8)), (8, 4)
+    of_scales = {"encoder": [(1.0, 2.0, 8.0), (1.0, 1.0, 2.0)], "decoder": [(0.0, 1.0, 4.0), (1.0, 2.0, 2.0)]}
+    distances = {
+        student: [
+            [torch.full((1, 1, side, side), each) for each in scale] for side, scale in zip(sides, scales, strict=True)
+        ]
+        for student, scales in of_scales.items()
+    }
+    level = torch.full((1,), 4.0)
+    expected = torch.full((1, 1, 8, 8), (3**2 + 6**2 + (16 / 2) ** 2) ** 0.5)
+    torch.testing.assert_close(AnomalyMapGenerator()(distances, level, size), expected)
+    levelled = AnomalyMapGenerator(border=BorderLevel(3, 2))(distances, level, size)
+    torch.testing.assert_close(levelled, expected / 2)
+    alone = {student: [scale[:1] for scale in scales] for student, scales in distances.items()}
+    torch.testing.assert_close(AnomalyMapGenerator()(alone, level, size), torch.full((1, 1, 8, 8), 3.0))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97)])

@@ -92,7 +92,7 @@ def test_threshold_is_that_of_the_held_out_normal_images(tmp_path, data):
     runner = engine(tmp_path)
     runner.fit(model, datamodule=datamodule)
     held_out = DataLoader(datamodule.val_data, batch_size=4, collate_fn=datamodule.val_data.collate_fn)
-    model.model.predict = lambda *arguments: DskdModel.predict(model.model, *arguments[:3], held_out=True)
+    model.model.predict = lambda *arguments: DskdModel.predict(model.model, *arguments[:4], held_out=True)
     scores = torch.cat([batch.raw_score for batch in runner.predict(model, dataloaders=held_out)])
     assert model.post_processor.image_threshold == pytest.approx(false_alarm_threshold(scores.numpy(), 0.2), rel=1e-5)
     assert Dskd.load_from_checkpoint(runner.best_model_path).hparams.false_alarm_rate == 0.2
@@ -400,7 +400,8 @@ def test_bf16_thresholds_are_those_of_float32_maps(tmp_path, data, monkeypatch):
         image = model.pre_processor.transform(read_image(path, as_tensor=True)[None])
         with torch.no_grad():
             teacher, students = model.model.features(image)
-            alone = model.model.predict(teacher, model.model.anomalies(teacher, students), image.shape[-2:])
+            anomalies = model.model.anomalies(teacher, students)
+            alone = model.model.predict(teacher, anomalies, model.model.level(anomalies), image.shape[-2:])
         torch.testing.assert_close(alone.anomaly_map[0, 0], anomaly_map, rtol=1e-4, atol=1e-5)
 
 
@@ -473,7 +474,7 @@ def test_checkpoint_of_other_tensors_is_refused(tmp_path, small_checkpoint, chan
     if change == "unknown":
         state.update({name: tensor, "model.image_score.usual_contrast_of_old": tensor})
     elif change == "of another shape":
-        state[name] = torch.cat([tensor, tensor])
+        state[name] = torch.stack([tensor, tensor])
     torch.save(checkpoint, tmp_path / "old.ckpt")
     with pytest.raises(DskdError, match=r"1 tensors.*such as 'model\.image_score\.usual_contrast.*another version"):
         Dskd.load_from_checkpoint(tmp_path / "old.ckpt")

@@ -55,8 +55,9 @@ class DecisionGraph(nn.Module):
         resized = self.transform(self.resize(images))
         teacher, students = self.model.features(resized)
         anomalies, size = self.model.anomalies(teacher, students), resized.shape[-2:]
-        predicted = self.model.predict(teacher, anomalies, size)
-        maps = {f"{student}_map": each for student, each in self.model.student_maps(anomalies, size).items()}
+        level = self.model.level(anomalies)
+        predicted = self.model.predict(teacher, anomalies, level, size)
+        maps = {f"{student}_map": each for student, each in self.model.student_maps(anomalies, level, size).items()}
         return {
             "score": predicted.pred_score,
             **{name: each.squeeze(1) for name, each in {"map": predicted.anomaly_map, **maps}.items()},

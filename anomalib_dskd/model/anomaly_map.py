@@ -18,6 +18,9 @@ from .components.residual import resize_to
 
 Scales = Sequence[Sequence[torch.Tensor]]
 
+SHARES = 1.0, 1.0, 0.5
+"""How much distances of single locations, of regions of 80 pixels and of those half as wide as the image count."""
+
 FUSIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "sum": torch.add,
     "product": torch.mul,
@@ -26,12 +29,18 @@ FUSIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 class AnomalyMapGenerator(nn.Module):
-    """Fuse distances into an anomaly map.
+    r"""Fuse distances into an anomaly map.
 
-    Each scale is brought to the finest one's grid; scales are fused to a map a student, students to one map, which is
-    smoothed and upsampled to the image, bilinearly. There is no more to see at the image's resolution, where all of it
-    takes 16 times as long. STFPM multiplies scales, reverse distillation adds them; the paper's choice is not
-    published. A product of small distances underflows in float16, a sum does not.
+    Each scale is brought to the finest one's grid; scales are fused to maps of each student, students to maps of both:
+    one of the distances of single locations, :math:`a`, and one of those of regions of each width, :math:`b` and
+    :math:`c`. They are added as squares,
+
+    .. math:: m = \sqrt{a^2 + b^2 + (c / 2)^2},
+
+    so that what one of them shows is not covered by what the others have everywhere, and the map is smoothed and
+    upsampled to the image, bilinearly. There is no more to see at the image's resolution, where all of it takes 16
+    times as long. STFPM multiplies scales, reverse distillation adds them; the paper's choice is not published. A
+    product of small distances underflows in float16, a sum does not.
 
     Args:
         scale_fusion: How scales are fused: ``"sum"``, ``"product"`` or ``"max"``. Defaults to ``"sum"``.
@@ -66,12 +75,10 @@ class AnomalyMapGenerator(nn.Module):
                 locations, ``(B, 1, h, w)``, and of regions of each width, ``(B, 1, h', w')``, on coarser grids.
 
         Returns:
-            For each student its map on the finest grid, ``(B, K, h, w)`` for K widths, not smoothed.
+            For each student its maps on the finest grid, ``(B, K, h, w)``: of locations and of regions of each width.
         """
         return {
-            student: _fuse(
-                self.scale_fusion, (resize_to(_at_locations(*scale), scales[0][0].shape[-2:]) for scale in scales)
-            )
+            student: _fuse(self.scale_fusion, (_on_grid(scale, scales[0][0].shape[-2:]) for scale in scales))
             for student, scales in distances.items()
         }
 
@@ -84,12 +91,12 @@ class AnomalyMapGenerator(nn.Module):
             image_size: Height and width of the network's input.
 
         Returns:
-            The map, ``(B, K, H, W)``.
+            The map, ``(B, 1, H, W)``.
         """
         return self.finish(self.fuse(distances), level, image_size)
 
     def fuse(self, distances: Mapping[str, Scales]) -> torch.Tensor:
-        """Fuse scales and students, arguments as in :meth:`student_maps`, to a map ``(B, K, h, w)``, not smoothed."""
+        """Fuse scales and students, arguments as in :meth:`student_maps`, to maps ``(B, K, h, w)``."""
         if self.scale_fusion == self.student_fusion == "sum":
             # a sum of sums, whose order is free: both students' are summed first, then brought to the finest grid once
             scales = zip(*distances.values(), strict=True)
@@ -103,10 +110,13 @@ class AnomalyMapGenerator(nn.Module):
                 self.border.update(maps.float())
 
     def finish(self, maps: torch.Tensor, level: torch.Tensor, image_size: torch.Size) -> torch.Tensor:
-        """Level maps ``(B, K, h, w)``, smooth them and bring them to the image's size.
+        """Make maps ``(B, K, h, w)`` of locations and regions one, smooth it and bring it to the image's size.
 
         What their border has more than their inside is taken off, and half of the image's level, ``(B,)``, on a
         logarithmic scale: all of it would be too much, since large defects raise it.
+
+        Returns:
+            The map, ``(B, 1, H, W)``.
 
         In float32 whatever the autocast: bfloat16 would leave 50 grey levels. Smoothing and resizing are linear and
         work along one axis after the other, so that they are two matrix products: a row of a matrix is what they make
@@ -117,6 +127,8 @@ class AnomalyMapGenerator(nn.Module):
             maps = maps.float()
             if self.border is not None:
                 maps = self.border(maps) / level.sqrt()[:, None, None, None]
+            shares = maps.new_tensor(SHARES[: maps.shape[1]])[:, None, None]
+            maps = torch.linalg.vector_norm(maps * shares, dim=1, keepdim=True)
             rows, columns = (self._along(maps, *sides) for sides in zip(maps.shape[-2:], image_size, strict=True))
             return rows.T @ maps @ columns
 
@@ -139,11 +151,9 @@ class AnomalyMapGenerator(nn.Module):
         return _fuse(self.student_fusion, maps)
 
 
-def _at_locations(distance: torch.Tensor, *regions: torch.Tensor) -> torch.Tensor:
-    """Add to distances of locations, ``(B, 1, h, w)``, those of regions: ``(B, K, h, w)`` for K widths."""
-    if not regions:
-        return distance
-    return distance + torch.cat([resize_to(each, distance.shape[-2:]) for each in regions], dim=1)
+def _on_grid(distances: Sequence[torch.Tensor], size: torch.Size) -> torch.Tensor:
+    """Bring distances of locations and of regions, ``(B, 1, h, w)`` each, to one size, ``(B, K, H, W)``."""
+    return torch.cat([resize_to(each, size) for each in distances], dim=1)
 
 
 def _fuse(fusion: str, maps: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -20,12 +20,11 @@ class ImageScore(nn.Module):
 
     Some normal images are further from what was trained on than others, all over: another exposure, a rougher surface.
     Their map is high everywhere, and its maximum alone calls them defective. So the level :math:`\ell` of the image is
-    taken off, see :meth:`~anomalib_dskd.model.torch_model.DskdModel.image_level`; half of it is off the map :math:`m`
-    already, so that :math:`c = \log (\max m / \sqrt{\ell})`. There may be two maps, the one that is shown and one of
-    wider regions; theirs are averaged. What is unusual all over is told apart by
-    :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual that is. All are counted in standard
-    deviations from their means over normal images, :math:`z_c` (the mean of the maps') and :math:`z_w`, and the score
-    is their sum, on a scale without negative numbers:
+    taken off, see :meth:`~anomalib_dskd.model.torch_model.DskdModel.level`; half of it is off the map :math:`m`
+    already, so that :math:`c = \log (\max m / \sqrt{\ell})`. What is unusual all over is told apart by
+    :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual that is. Both are counted in standard
+    deviations from their means over normal images, :math:`z_c` and :math:`z_w`, and the score is their sum, on a scale
+    without negative numbers:
 
     .. math:: \operatorname{softplus} (z_c + z_w) = \log (1 + e^{z_c + z_w})
 
@@ -34,18 +33,17 @@ class ImageScore(nn.Module):
     Args:
         channels: Channels of the teacher's maps, finest first.
         strides: Their strides in input pixels.
-        maps: Number of maps, K. Defaults to ``1``.
     """
 
     usual_contrast: torch.Tensor
     contrast_variance: torch.Tensor
     updates: torch.Tensor
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], maps: int = 1) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
         self.whole_image = WholeImage(channels, strides)
-        self.register_buffer("usual_contrast", torch.zeros(maps))
-        self.register_buffer("contrast_variance", torch.ones(maps))
+        self.register_buffer("usual_contrast", torch.zeros(()))
+        self.register_buffer("contrast_variance", torch.ones(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
@@ -61,7 +59,7 @@ class ImageScore(nn.Module):
         """Compute the score.
 
         Args:
-            maps: Anomaly maps, ``(B, K, H, W)``, B at least 1.
+            maps: Anomaly maps, ``(B, 1, H, W)``, B at least 1.
             level: How much is missed of each image all over, ``(B,)``.
             teacher: The teacher's maps, ``(B, C, h, w)`` each, finest first.
             held_out: Whether the images are those held out for a threshold.
@@ -72,11 +70,11 @@ class ImageScore(nn.Module):
         # its logarithm is not told more exactly than to a twentieth; one image alone has no deviation
         spread = self.contrast_variance.sqrt().clamp_min(LEAST_SPREAD)
         stands_out = (map_contrast(maps, level) - self.usual_contrast) / spread
-        witnesses = [stands_out.mean(dim=1), self.whole_image(teacher, held_out)]
+        witnesses = [stands_out, self.whole_image(teacher, held_out)]
         stands_out, distance = torch.stack(witnesses).unbind()  # one operation for the export to correct
         return F.softplus(stands_out + self.whole_image.deviations(distance))
 
 
 def map_contrast(maps: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    """Logarithm of maximum by root of the level, of maps ``(B, K, H, W)`` and levels ``(B,)``, of shape ``(B, K)``."""
-    return maps.flatten(2).amax(dim=2).clamp_min(TINY).log() - 0.5 * level[:, None].log()
+    """Logarithm of maximum by root of the level, of maps ``(B, 1, H, W)`` and levels ``(B,)``, of shape ``(B,)``."""
+    return maps.flatten(1).amax(dim=1).clamp_min(TINY).log() - 0.5 * level.log()

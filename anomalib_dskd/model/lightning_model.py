@@ -359,9 +359,10 @@ class Dskd(AnomalibModule):
         held_out: bool = False,
     ) -> DskdBatch:
         anomalies, size = self.model.anomalies(*features), batch.image.shape[-2:]
-        batch.update(**self.model.predict(features[0], anomalies, size, held_out)._asdict())
+        level = self.model.level(anomalies)
+        batch.update(**self.model.predict(features[0], anomalies, level, size, held_out)._asdict())
         if with_students:
-            maps = self.model.student_maps(anomalies, size)
+            maps = self.model.student_maps(anomalies, level, size)
             batch.update(**{f"{student}_map": student_map.squeeze(1) for student, student_map in maps.items()})
         return batch
 

@@ -15,13 +15,13 @@ from .anomaly_map import AnomalyMapGenerator
 from .components import (
     BorderLevel,
     DeepFeatureEmbedding,
+    ImageLevel,
     ScaleAnomaly,
     StudentDecoder,
     Teacher,
     build_backbone,
     feature_distance,
 )
-from .components.whitening import TINY
 from .image_score import ImageScore
 
 STUDENTS = ("both", "encoder", "decoder")
@@ -57,12 +57,13 @@ class DskdModel(nn.Module):
         distance: What of the students' misses the anomaly map shows: ``"mahalanobis"`` counts them by what is usual on
             normal images, ``"cosine"`` counts all alike, as training does; see
             :class:`~anomalib_dskd.model.components.ScaleAnomaly`, for the border of the map
-            :class:`~anomalib_dskd.model.components.BorderLevel`, and for its level :meth:`image_level`. Defaults to
+            :class:`~anomalib_dskd.model.components.BorderLevel`, and for its level :meth:`level`. Defaults to
             ``"mahalanobis"``.
         scale_fusion: How scales are fused into a map: ``"sum"``, ``"product"`` or ``"max"``.
         student_fusion: How the students' maps are fused, likewise.
         smoothing: Sigma of the Gaussian applied to the map, in pixels of the input; ``0`` switches it off.
-        regions: Whether the distances of regions are added to those of single locations. Defaults to ``True``.
+        regions: Whether the map has the distances of regions too, beside those of single locations. Defaults to
+            ``True``.
         whole_image: Whether the score is what stands out in the map together with how unusual the image is as a whole,
             see :class:`~anomalib_dskd.model.image_score.ImageScore`; ``False`` takes the map's maximum. Defaults to
             ``True``.
@@ -99,8 +100,7 @@ class DskdModel(nn.Module):
         self.teacher = Teacher(backbone, layers)
         channels, strides = self.teacher.channels, self.teacher.strides
         self.finer = max(1, len(strides) - 1)  # how many scales tell the level of an image
-        wide = regions and whole_image
-        border = BorderLevel(1 + wide, BORDER_PIXELS // strides[0]) if distance == "mahalanobis" else None
+        border = BorderLevel(1 + 2 * regions, BORDER_PIXELS // strides[0]) if distance == "mahalanobis" else None
         self.anomaly_map_generator = AnomalyMapGenerator(scale_fusion, student_fusion, smoothing / strides[0], border)
         self.encoder: nn.Module | None = None
         self.embedding: DeepFeatureEmbedding | None = None
@@ -116,14 +116,15 @@ class DskdModel(nn.Module):
         self.scale_anomalies = nn.ModuleDict(
             {
                 student: nn.ModuleList(
-                    ScaleAnomaly(each, stride, distance, regions, wide)
+                    ScaleAnomaly(each, stride, distance, regions)
                     for each, stride in zip(channels, strides, strict=True)
                 )
                 for student in ("encoder", "decoder")
                 if students in ("both", student)
             }
         )
-        self.image_score = ImageScore(channels, strides, maps=1 + wide) if whole_image else None
+        self.image_level = ImageLevel()
+        self.image_score = ImageScore(channels, strides) if whole_image else None
 
     def features(self, images: torch.Tensor, seen: torch.Tensor | None = None) -> tuple[Maps, dict[str, Maps]]:
         """Compute the feature maps that are compared.
@@ -180,7 +181,7 @@ class DskdModel(nn.Module):
 
         Returns:
             For each student and scale, finest first, the distances of single locations, ``(B, 1, h, w)``, and of
-            regions of each width, ``(B, 1, h', w')``; the wider ones are for the image score alone.
+            regions of each width, ``(B, 1, h', w')``.
         """
         return {
             student: [
@@ -190,7 +191,7 @@ class DskdModel(nn.Module):
             for student, maps in students.items()
         }
 
-    def image_level(self, anomalies: Mapping[str, Sequence[Maps]]) -> torch.Tensor:
+    def level(self, anomalies: Mapping[str, Sequence[Maps]]) -> torch.Tensor:
         """Compute how much the students miss of each image all over, where it says little of defects.
 
         A rougher surface or another exposure is missed more at each location of the finer scales, which see texture; of
@@ -208,7 +209,7 @@ class DskdModel(nn.Module):
             for student, scales in anomalies.items()
             for scale_anomaly, distances in list(zip(self.scale_anomalies[student], scales, strict=True))[: self.finer]
         ]
-        return torch.stack(levels).clamp_min(TINY).log().mean(dim=0).exp()
+        return self.image_level(levels)
 
     def learn_usual(self, teacher: Maps, students: Mapping[str, Maps]) -> None:
         """Take what the students miss of normal images into what is usual, for Mahalanobis distance and image score.
@@ -229,7 +230,7 @@ class DskdModel(nn.Module):
             self.anomaly_map_generator.learn(maps)
             if self.image_score is not None:
                 image_size = torch.Size(side * self.teacher.strides[0] for side in maps.shape[-2:])
-                level = self.image_level(anomalies)
+                level = self.level(anomalies)
                 self.image_score.update(self.anomaly_map_generator.finish(maps, level, image_size), level)
 
     def forward(self, images: torch.Tensor) -> dict[str, Maps] | InferenceBatch:
@@ -245,28 +246,33 @@ class DskdModel(nn.Module):
         teacher, students = self.features(images)
         if self.training:
             return self.distances(teacher, students)
-        return self.predict(teacher, self.anomalies(teacher, students), images.shape[-2:])
+        anomalies = self.anomalies(teacher, students)
+        return self.predict(teacher, anomalies, self.level(anomalies), images.shape[-2:])
 
-    def student_maps(self, anomalies: Mapping[str, Sequence[Maps]], image_size: torch.Size) -> dict[str, torch.Tensor]:
-        """Turn anomalies into a smoothed map of each student alone, ``(B, 1, H, W)``."""
-        maps, level = self.anomaly_map_generator.student_maps(anomalies), self.image_level(anomalies)
-        return {
-            student: self.anomaly_map_generator.finish(each[:, :1], level, image_size) for student, each in maps.items()
-        }
+    def student_maps(
+        self, anomalies: Mapping[str, Sequence[Maps]], level: torch.Tensor, image_size: torch.Size
+    ) -> dict[str, torch.Tensor]:
+        """Turn anomalies into a smoothed map of each student, ``(B, 1, H, W)``; arguments as :meth:`predict` has."""
+        maps = self.anomaly_map_generator.student_maps(anomalies)
+        return {student: self.anomaly_map_generator.finish(each, level, image_size) for student, each in maps.items()}
 
     def predict(
-        self, teacher: Maps, anomalies: Mapping[str, Sequence[Maps]], image_size: torch.Size, held_out: bool = False
+        self,
+        teacher: Maps,
+        anomalies: Mapping[str, Sequence[Maps]],
+        level: torch.Tensor,
+        image_size: torch.Size,
+        held_out: bool = False,
     ) -> InferenceBatch:
         """Turn anomalies into the anomaly map ``(B, 1, H, W)`` and the image score ``(B,)``.
 
         Args:
             teacher: The teacher's maps, see :meth:`features`.
             anomalies: See :meth:`anomalies`.
+            level: How much is missed of each image all over, see :meth:`level`, ``(B,)``.
             image_size: Height and width of the network's input.
             held_out: Whether the images are those held out for a threshold.
         """
-        level = self.image_level(anomalies)
-        maps = self.anomaly_map_generator(anomalies, level, image_size)
-        shown, score = maps[:, :1], self.image_score
-        found = shown.amax(dim=(-3, -2, -1)) if score is None else score(maps, level, teacher, held_out)
-        return InferenceBatch(pred_score=found, anomaly_map=shown)
+        maps, score = self.anomaly_map_generator(anomalies, level, image_size), self.image_score
+        found = maps.amax(dim=(-3, -2, -1)) if score is None else score(maps, level, teacher, held_out)
+        return InferenceBatch(pred_score=found, anomaly_map=maps)

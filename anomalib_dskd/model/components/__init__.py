@@ -9,6 +9,7 @@ from .border import BorderLevel
 from .decoder import StudentDecoder
 from .distance import feature_distance
 from .embedding import DeepFeatureEmbedding
+from .level import ImageLevel
 from .teacher import Teacher
 from .whitening import ResidualWhitening
 from .whole_image import WholeImage
@@ -16,6 +17,7 @@ from .whole_image import WholeImage
 __all__ = [
     "BorderLevel",
     "DeepFeatureEmbedding",
+    "ImageLevel",
     "ResidualWhitening",
     "ScaleAnomaly",
     "StudentDecoder",

@@ -40,27 +40,25 @@ class ScaleAnomaly(nn.Module):
 
     as robust means do, with what they call a redescending influence; where only cosines are known, all count alike.
 
-    How large a part is in its image is not known. Regions half as wide as the image tell more defective parts from good
-    ones than those of 80 pixels where an image is all of a part, and fewer where it is a crop of a surface; and they
-    blur the map. So they make a second map, which only the image score reads; they are taken every other block, where
-    four times as many tell no more.
+    How large a part is in its image is not known. Regions half as wide as the image show more of a large defect than
+    those of 80 pixels, and blur a small one; so there are both. The wide ones are taken every other block, where four
+    times as many tell no more.
 
     Args:
         channels: Number of the teacher's channels.
         stride: Pixels of the image to one location.
         distance: ``"mahalanobis"``, where residuals, and likewise their means, are counted by what is usual on normal
             images, see :class:`ResidualWhitening`; or ``"cosine"``.
-        regions: Whether the distances of regions are added.
-        wide: Whether there is a second map, with regions half as wide as the image. Defaults to ``False``.
+        regions: Whether there are distances of regions, of both widths.
     """
 
-    def __init__(self, channels: int, stride: int, distance: str, regions: bool, wide: bool = False) -> None:
+    def __init__(self, channels: int, stride: int, distance: str, regions: bool) -> None:
         super().__init__()
         self.block = max(1, BLOCK_PIXELS // stride)
         self.window = 2 * round(REGION_PIXELS / (self.block * stride) / 2) + 1
         scaling = partial(ResidualWhitening, channels) if distance == "mahalanobis" else nn.Identity
         self.location = scaling()
-        self.regions = nn.ModuleList(scaling() for _ in range(regions * (1 + wide)))
+        self.regions = nn.ModuleList(scaling() for _ in range(2 * regions))
 
     def forward(self, teacher: torch.Tensor, student: torch.Tensor) -> list[torch.Tensor]:
         """Compute the distances.
@@ -126,7 +124,7 @@ class ScaleAnomaly(nn.Module):
             blocks = blocks * (CLEAR * self.location.usual() / self._blocks(distance).clamp_min(TINY)).clamp_max(1)
         side = min(int(length) for length in blocks.shape[-2:])  # an export wants the window as a constant
         widths = (self.window, 1), (2 * max(1, side // 4), 2)
-        return [region_mean(blocks, *width) for width in widths[: len(self.regions)]]
+        return [region_mean(blocks, *width) for width in widths]
 
     def _blocks(self, features: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(features, self.block, ceil_mode=True) if self.block > 1 else features

@@ -51,9 +51,9 @@ class BorderLevel(nn.Module):
         self.updates += 1
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Divide maps ``(B, K', h, w)``, the first K' of the K."""
+        """Divide maps ``(B, K, h, w)``."""
         more = (self.means / self.means[:, -1:].clamp_min(TINY)).clamp_min(1)
-        return maps / more[: maps.shape[1], self._ring(maps)]
+        return maps / more[:, self._ring(maps)]
 
     def _ring(self, maps: torch.Tensor) -> torch.Tensor:
         """Return the number of each location's ring, ``(h, w)``."""
