@@ -30,6 +30,7 @@ from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
 from anomalib_dskd.export.graph import _convertible, _ToFloat, convert
 from anomalib_dskd.export.quantize import (
+    LEVEL,
     NEAREST,
     WHITENING,
     WITNESSES,
@@ -54,6 +55,7 @@ from .conftest import run
 
 SCRIPT = Path(sys.executable).with_name("anomalib-dskd")
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+LEVEL_OF_LOGARITHM = LEVEL.replace("mean/ReduceMean", "exp/Exp")
 
 
 @pytest.fixture(scope="module")
@@ -457,11 +459,25 @@ def test_int8_keeps_the_score_of_images_that_are_unusual_as_a_whole(small_bundle
         assert rounded(dark)["score"] == pytest.approx(score, rel=0.2)
 
 
+def test_int8_keeps_mean_and_deviation_of_the_levels_of_images(small_bundle, int8_bundle, mvtec_root):
+    levels = []
+    for bundle in (small_bundle, int8_bundle):
+        graph = ov.Core().read_model(bundle / "model.xml")
+        (exponential,) = (node for node in graph.get_ops() if node.get_friendly_name() == LEVEL_OF_LOGARITHM)
+        graph.add_outputs(exponential.input_value(0))
+        compiled = ov.Core().compile_model(graph, "CPU", F32)
+        levels.append([compiled(decode(path)[None])[-1].item() for path in find_images(mvtec_root / "stripes/train")])
+    exact, rounded = np.array(levels)
+    assert (exact != rounded).all()
+    assert rounded.mean() == pytest.approx(exact.mean(), abs=1e-3)
+    assert rounded.std() == pytest.approx(exact.std(), rel=1e-2)
+
+
 def test_int8_is_corrected_by_the_second_nearest_of_known_images(small_bundle, mvtec_root):
     """What corrections are taken from is known: at no distance, to which rounding adds more than to others."""
     graph = ov.Core().read_model(small_bundle / "model.xml")
     images = [np.asarray(Image.open(path))[None] for path in sorted((mvtec_root / "stripes/train/good").iterdir())]
-    _, (_, second) = _judge(graph, iter(images))
+    second = _judge(graph, iter(images))[1][WITNESSES][1]
     operations = {node.get_friendly_name(): node for node in graph.get_ops()}
     distances, witnesses = operations[NEAREST].input_value(0), operations[WITNESSES].output(0)
     graph.add_outputs([distances, witnesses])
@@ -473,7 +489,7 @@ def test_int8_is_corrected_by_the_second_nearest_of_known_images(small_bundle, m
         assert expected > 1 > found[1, 0]
 
 
-@pytest.mark.parametrize("name", [WITNESSES, NEAREST])
+@pytest.mark.parametrize("name", [LEVEL, WITNESSES, NEAREST])
 def test_int8_says_so_where_openvino_names_operations_otherwise(small_bundle, mvtec_root, name):
     graph = ov.Core().read_model(small_bundle / "model.xml")
     for node in graph.get_ops():

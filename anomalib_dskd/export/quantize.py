@@ -27,7 +27,7 @@ UNTOUCHED = (
     r"__module\.model\.decoder\..*aten::add/Add.*",
     r"aten::.*",
     r".*scale_anomalies\.(?!.*aten::_convolution/Convolution).*",
-    r".*image_score.*",
+    r".*image_(level|score).*",
     r".*anomaly_map_generator.*",
 )
 PARAMETERS = nncf.AdvancedQuantizationParameters(
@@ -36,9 +36,10 @@ PARAMETERS = nncf.AdvancedQuantizationParameters(
     # by default it gives 7 bits to the weights of what follows the first convolutions, as if that read the image
     overflow_fix=OverflowFix.DISABLE,
 )
-IMAGE_SCORE = "__module.model.image_score/"
-WITNESSES = f"{IMAGE_SCORE}aten::stack/Concat"
-"""Operation of the converted graph that gives what stands out and the distance of the whole, of shape ``(2, B)``."""
+LEVEL = "__module.model.image_level/aten::mean/ReduceMean"
+"""Operation of the converted graph that gives the logarithm of the level, of shape ``(B,)``."""
+WITNESSES = "__module.model.image_score/aten::stack/Concat"
+"""Operation that gives what stands out and the distance of the whole, of shape ``(2, B)``."""
 NEAREST = "__module.model.image_score.whole_image/aten::amin/ReduceMin"
 """Operation that takes the least of the distances to the known images, ``(B, N)``."""
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
@@ -60,8 +61,9 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
     and are rounded such that errors cancel, by :func:`~anomalib_dskd.export.rounding.round_weights`. What students miss
     of the teacher is whitened in 8 bits too, of twice the range that it has on normal images: what is clipped there has
     four times their largest distance. What rounding adds to the distances of normal images is taken off again, so that
-    the thresholds of the checkpoint stay right: by one factor on the maps, and in the score by giving what stands out
-    the mean and deviation back that it had on these images, and the squared distance of the whole image the mean.
+    the thresholds of the checkpoint stay right: by giving the logarithm of the image's level and what stands out the
+    mean and deviation back that they had on these images, and the squared distance of the whole image the mean; then by
+    one factor on the maps.
 
     Args:
         graph: Graph as :func:`~anomalib_dskd.export.graph.convert` returns it.
@@ -72,8 +74,8 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
         Quantised graph with the same input and outputs.
 
     Raises:
-        DskdError: If the inspector would refuse an image, or the image score's witnesses are not found, since
-            OpenVINO names operations otherwise.
+        DskdError: If the inspector would refuse an image, or what is corrected is not found, since OpenVINO names
+            operations otherwise.
     """
     chosen = [images[index] for index in np.linspace(0, len(images) - 1, min(SUBSET, len(images))).astype(int)]
 
@@ -100,11 +102,12 @@ def quantize(graph: ov.Model, images: Sequence[Path], in_float: Sequence[str] | 
         )
     _quantise_first(quantised, weights)
     _leave_room(quantised)
-    rounded_peaks, rounded = _judge(quantised, map(read, chosen))
-    if rounded.size:
-        _correct(quantised, exact, rounded)
+    for name in exact:  # the level first, since what stands out is told by it
+        _, rounded = _judge(quantised, map(read, chosen))
+        _correct(quantised, name, exact[name], rounded[name])
+    rounded_peaks, _ = _judge(quantised, map(read, chosen))
     factor = np.median(exact_peaks / np.maximum(rounded_peaks, np.finfo(np.float32).tiny))
-    return _scaled(quantised, float(factor), kept=frozenset({"score"} if rounded.size else ()))
+    return _scaled(quantised, float(factor), kept=frozenset({"score"} if WITNESSES in exact else ()))
 
 
 def first_convolutions(graph: ov.Model) -> list[ov.Node]:
@@ -238,42 +241,43 @@ def _values_of_black_and_white(graph: ov.Model, node: ov.Node) -> tuple[float, f
     return min(0.0, *(float(each.min()) for each in values)), max(0.0, *(float(each.max()) for each in values))
 
 
-def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maximum of each image's map, ``(N,)``, and the score's witnesses, ``(2, N)``, empty without them.
+def _judge(graph: ov.Model, images: Iterator[np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the maximum of each image's map, ``(N,)``, and the values, ``(V, N)``, of what is corrected in the graph.
 
     The images are among the known ones, and what rounding adds to no distance is more than it adds to a new image's. So
     the distance is that to the second nearest, which is as selected among others as a new image's to the nearest.
     """
     graph = graph.clone()
-    scored = _witnesses(graph)
-    for nearest in _of_score(graph, NEAREST):
+    for nearest in _operation(graph, NEAREST):
         distances = nearest.get_node().input_value(0)
         known = distances.get_partial_shape()[1].get_length()
         second = ops.reduce_max(ops.topk(distances, min(2, known), 1, "min", "value").output(0), [1])
         for reader in nearest.get_target_inputs():
             reader.replace_source_output(second.output(0))
-    graph.add_outputs(scored)
+    corrected = {name: output for name in (LEVEL, WITNESSES) for output in _operation(graph, name)}
+    first = len(graph.outputs)
+    graph.add_outputs(list(corrected.values()))
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    peaks, columns = [], []
+    peaks: list[float] = []
+    values: dict[str, list[np.ndarray]] = {name: [] for name in corrected}
     for image in images:
         found = compiled(image)
         peaks.append(found["map"].max())
-        if scored:
-            columns.append(found[len(found) - 1][:, 0])
-    return np.array(peaks), np.array(columns).T
+        for index, of_images in enumerate(values.values()):
+            of_images.append(found[first + index].flatten())
+    return np.array(peaks), {name: np.stack(of_images, axis=1) for name, of_images in values.items()}
 
 
-def _witnesses(graph: ov.Model) -> list[ov.Output]:
-    """Return the output of the operation :data:`WITNESSES`, none where the score is the map's maximum."""
-    return _of_score(graph, WITNESSES)
+def _operation(graph: ov.Model, name: str) -> list[ov.Output]:
+    """Return the output of an operation, none where its module has none: a score that is the map's maximum.
 
-
-def _of_score(graph: ov.Model, name: str) -> list[ov.Output]:
-    """Return the output of an operation of the image score, none where the score is the map's maximum."""
+    Raises:
+        DskdError: If the module has operations, but none of this name.
+    """
     operations = {node.get_friendly_name(): node for node in graph.get_ops()}
     if name in operations:
         return [operations[name].output(0)]
-    if any(each.startswith(IMAGE_SCORE) for each in operations):
+    if any(each.startswith(name.partition("aten::")[0]) for each in operations):
         msg = (
             f"The graph has no operation {name!r}, which INT8 needs: OpenVINO {ov.__version__} names it "
             "otherwise. Export with --precision f32, or with OpenVINO 2026.4."
@@ -282,18 +286,21 @@ def _of_score(graph: ov.Model, name: str) -> list[ov.Output]:
     return []
 
 
-def _correct(graph: ov.Model, exact: np.ndarray, rounded: np.ndarray) -> None:
-    """Give witnesses, ``(2, N)``, the mean over images that they had before rounding, and the first its spread too.
+def _correct(graph: ov.Model, name: str, exact: np.ndarray, rounded: np.ndarray) -> None:
+    """Give an operation's values, ``(V, N)``, the mean over images that they had before, and the first its spread too.
 
-    The second is only moved: what rounding does to a descriptor comes on top of whatever squared distance it has.
+    The second witness is only moved: what rounding does to a descriptor comes on top of whatever squared distance it
+    has.
     """
     spreads = rounded.std(axis=1, keepdims=True)
     scale = np.divide(exact.std(axis=1, keepdims=True), spreads, out=np.ones_like(spreads), where=spreads > 0)
     scale[1:] = 1
     shift = exact.mean(axis=1, keepdims=True) - scale * rounded.mean(axis=1, keepdims=True)
-    (scored,) = _witnesses(graph)
-    readers = scored.get_target_inputs()
-    corrected = ops.add(ops.multiply(scored, np.float32(scale)), np.float32(shift))
+    (operation,) = _operation(graph, name)
+    readers = operation.get_target_inputs()
+    of_values = -1, *[1] * (len(operation.get_partial_shape()) - 1)
+    scale, shift = (np.float32(each).reshape(of_values) for each in (scale, shift))
+    corrected = ops.add(ops.multiply(operation, scale), shift)
     for reader in readers:
         reader.replace_source_output(corrected.output(0))
     graph.validate_nodes_and_infer_types()
