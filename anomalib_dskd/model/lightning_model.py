@@ -128,7 +128,8 @@ class Dskd(AnomalibModule):
         scale_fusion: ``"sum"``, ``"product"`` or ``"max"`` over scales.
         student_fusion: ``"sum"``, ``"product"`` or ``"max"`` over students.
         smoothing: Sigma of the Gaussian applied to the map, in pixels; ``0`` switches it off.
-        regions: Whether the distances of regions are added to those of single locations. Defaults to ``True``.
+        regions: Whether the map has the distances of regions too, beside those of single locations. Defaults to
+            ``True``.
         whole_image: Whether the image score is what stands out in the map together with how unusual the teacher's
             features are as a whole, or the map's maximum alone. Defaults to ``True``.
         denoising: Share of the training images, less than 1, on which the students see drawn defects, see
