@@ -211,6 +211,10 @@ def test_regions_of_both_widths_are_in_the_map_that_is_scored(whole_image):
                 for scale in scales:
                     scale.regions[width].weight *= 2
             found.append(model(images))
+        anomalies = model.anomalies(*model.features(images))
+        maps = model.student_maps(anomalies, model.level(anomalies), images.shape[-2:])
+    assert {len(distances) for scales in anomalies.values() for distances in scales} == {3}
+    assert {each.shape[1] for each in maps.values()} == {1}
     for before, after in pairwise(found):
         assert (after.anomaly_map > before.anomaly_map).all()
         assert (after.pred_score > before.pred_score).all()

@@ -545,9 +545,10 @@ def test_never_a_silently_random_teacher(tmp_path, data):
 # Predictions
 
 
-def test_prediction_carries_each_students_map(tmp_path, data):
+@pytest.mark.parametrize("regions", [True, False])
+def test_prediction_carries_each_students_map(tmp_path, data, regions):
     runner = engine(tmp_path)
-    model = dskd(image_size=(64, 96))
+    model = dskd(image_size=(64, 96), regions=regions)
     runner.fit(model, datamodule=data())
     (batch, *_) = runner.predict(model, datamodule=data())
     assert isinstance(batch, DskdBatch)
@@ -558,6 +559,8 @@ def test_prediction_carries_each_students_map(tmp_path, data):
     of_sum, of_larger = (1 / (1 + (threshold / raw) ** 2) for raw in (summed, larger))
     assert (fused < of_sum + 1e-4).all()
     assert (fused > of_larger).all()
+    if not regions:
+        torch.testing.assert_close(of_sum, fused, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(model.on_fused_scale(summed / 2), of_sum, rtol=1e-3, atol=1e-4)
     assert batch.items[0].decoder_map.shape == (64, 96)
     assert batch.to_numpy().items[0].encoder_map.shape == (64, 96)
