@@ -122,10 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     main(sys.argv[1:])
 
-# Prints:
-# 592 images, 392 of them defective; 2 threads
+# Prints, on one thread beside other work:
+# 592 images, 392 of them defective; 1 threads
 #                          AUROC     AUPRO  flips  at 100  median ms  p99 ms  times faster than bundle f32
-# checkpoint              0.8468    0.7292      0       0       81.4   115.3     0.54
-# bundle f32              0.8468    0.7292      0       0       44.0    82.3     1.00
-# bundle int8             0.8491    0.7277      0     238       15.2    26.2     2.88
-# OpenVINOInferencer      0.8461    0.7286      0     139       28.2    50.6     1.55
+# checkpoint              0.8737    0.7596      0       0      484.3   684.2     0.66
+# bundle f32              0.8737    0.7596      0       0      316.5   351.9     1.00
+# bundle int8             0.8759    0.7596      0     734      116.2   144.7     2.71
+# OpenVINOInferencer      0.8732    0.7597      0     136      222.3   276.4     1.42

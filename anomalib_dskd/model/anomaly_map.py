@@ -51,6 +51,8 @@ class AnomalyMapGenerator(nn.Module):
             are brought to one level for all images too. Defaults to nothing, and then they are not.
     """
 
+    shares: torch.Tensor
+
     def __init__(
         self,
         scale_fusion: str = "sum",
@@ -66,6 +68,7 @@ class AnomalyMapGenerator(nn.Module):
             along_rows = GaussianBlur2d(smoothing, kernel_size=(1, compute_kernel_size(smoothing)))
             self.kernel = along_rows.kernel.flatten().tolist()
         self.border = border
+        self.register_buffer("shares", torch.tensor(SHARES)[:, None, None], persistent=False)
 
     def student_maps(self, distances: Mapping[str, Scales]) -> dict[str, torch.Tensor]:
         """Fuse the scales of each student.
@@ -127,8 +130,7 @@ class AnomalyMapGenerator(nn.Module):
             maps = maps.float()
             if self.border is not None:
                 maps = self.border(maps) / level.sqrt()[:, None, None, None]
-            shares = maps.new_tensor(SHARES[: maps.shape[1]])[:, None, None]
-            maps = torch.linalg.vector_norm(maps * shares, dim=1, keepdim=True)
+            maps = torch.linalg.vector_norm(maps * self.shares[: maps.shape[1]], dim=1, keepdim=True)
             rows, columns = (self._along(maps, *sides) for sides in zip(maps.shape[-2:], image_size, strict=True))
             return rows.T @ maps @ columns
 

@@ -21,10 +21,10 @@ class ImageScore(nn.Module):
     Some normal images are further from what was trained on than others, all over: another exposure, a rougher surface.
     Their map is high everywhere, and its maximum alone calls them defective. So the level :math:`\ell` of the image is
     taken off, see :meth:`~anomalib_dskd.model.torch_model.DskdModel.level`; half of it is off the map :math:`m`
-    already, so that :math:`c = \log (\max m / \sqrt{\ell})`. What is unusual all over is told apart by
-    :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual that is. Both are counted in standard
-    deviations from their means over normal images, :math:`z_c` and :math:`z_w`, and the score is their sum, on a scale
-    without negative numbers:
+    already (of cosine distances it is not), so that :math:`c = \log (\max m / \sqrt{\ell})`. What is unusual all over
+    is told apart by :class:`~anomalib_dskd.model.components.WholeImage`, which knows how usual that is. Both are
+    counted in standard deviations from their means over normal images, :math:`z_c` and :math:`z_w`, and the score is
+    their sum, on a scale without negative numbers:
 
     .. math:: \operatorname{softplus} (z_c + z_w) = \log (1 + e^{z_c + z_w})
 

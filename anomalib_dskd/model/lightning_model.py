@@ -379,6 +379,8 @@ class Dskd(AnomalibModule):
     def on_fused_scale(self, student_map: torch.Tensor) -> torch.Tensor:
         """Normalise a student's raw map as the fused map would be if both students had this one.
 
+        With ``student_fusion="product"`` nearly so, since students are multiplied before their maps are smoothed.
+
         Args:
             student_map: Raw map of one student, any shape.
 

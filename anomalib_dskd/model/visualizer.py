@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class DskdVisualizer(ImageVisualizer):
     """anomalib's pictures in ``images``, and in ``students`` a row for each image that explains them.
 
-    The row shows the image, the encoder's map, the decoder's map, the fused map and the mask. All maps share
-    one scale: a student's map is drawn as the fused map would be if both students had seen the same, so that
+    The row shows the image, the encoder's map, the decoder's map, the fused map, the mask and what was found. All maps
+    share one scale: a student's map is drawn as the fused map would be if both students had seen the same, so that
     the colours of the three can be compared and the middle of the scale is the pixel threshold.
     Arguments are those of anomalib's :class:`~anomalib.visualization.ImageVisualizer`.
     """
@@ -56,7 +56,7 @@ class DskdVisualizer(ImageVisualizer):
             self.visualize_students(item, pl_module).save(path)
 
     def visualize_students(self, item: "DskdItem", model: "Dskd") -> Image.Image:
-        """Draw one row: image, encoder's map, decoder's map, fused map, mask.
+        """Draw one row: image, encoder's map, decoder's map, fused map, mask, what was found.
 
         Args:
             item: Predicted item, its raw student maps ``(H, W)`` and its post-processed anomaly map.
