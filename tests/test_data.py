@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import tifffile
 import yaml
-from anomalib.data import Folder, MVTec3D, MVTecAD, PredictDataset
+from anomalib.data import BTech, Folder, MVTec3D, MVTecAD, PredictDataset
 from PIL import Image
 
 from anomalib_dskd.data import DataError, DemoTextures, MagneticTile, MVTec, check_images
@@ -65,6 +65,21 @@ def test_a_smaller_mask_of_the_same_proportions_works(category, tmp_path):
     for path in category.glob("ground_truth/hole/*.png"):
         Image.open(path).resize((48, 40), Image.Resampling.NEAREST).save(path)
     train(category, tmp_path)
+
+
+def test_masks_that_are_named_for_normal_images_need_not_exist(category, tmp_path):
+    """As in BTech, whose table has one for each training image."""
+    for ours, theirs in {"train/good": "train/ok", "test/good": "test/ok", "test/hole": "test/ko"}.items():
+        shutil.copytree(category / ours, tmp_path / "btech/01" / theirs)
+    for path in category.glob("ground_truth/hole/*.png"):
+        mask = tmp_path / f"btech/01/ground_truth/ko/{path.name.replace('_mask', '')}"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, mask)
+    data = BTech(tmp_path / "btech", "01", num_workers=0)
+    engine(tmp_path).train(dskd(training_steps=1), datamodule=data)
+    named = data.train_data.samples.mask_path
+    assert all(named)
+    assert not any(Path(path).exists() for path in named)
 
 
 def test_an_image_may_have_a_mask_for_each_defect(tmp_path):

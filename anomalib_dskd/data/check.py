@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pandas as pd
+from anomalib.data.utils import LabelName
 from PIL import Image
 from rich.progress import track
 
@@ -25,7 +26,8 @@ def check_samples(samples: pd.DataFrame) -> None:
     """Check the images and masks of anomalib data sets.
 
     Args:
-        samples: Rows with ``image_path`` and, where there are masks, ``mask_path``.
+        samples: Rows with ``image_path`` and, where there are masks, ``mask_path``. Those of normal images are not
+            looked at, since anomalib does not read them: BTech's name files that do not exist.
 
     Raises:
         DskdError: If a file cannot be read to its end, has more than 8 bits a channel, which anomalib clips to white
@@ -33,6 +35,8 @@ def check_samples(samples: pd.DataFrame) -> None:
             names each file and what to do.
     """
     masks = samples["mask_path"] if "mask_path" in samples else pd.Series("", index=samples.index)
+    if "label_index" in samples:
+        masks = masks.where(samples["label_index"] != LabelName.NORMAL, "")
     _check(dict(zip(samples["image_path"], map(_masks, masks), strict=True)).items())
 
 
