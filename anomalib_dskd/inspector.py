@@ -79,6 +79,7 @@ class Bundle:
         identity: Short digest over all files, the same for every copy.
         threshold: Raw score above which a part is NG.
         pixel_threshold: Value of the raw map above which a pixel belongs to a region.
+        cropped: What the graph crops of the image that it has resized, in pixels of the map: left, top, right, bottom.
         metadata: All of ``metadata.json``.
     """
 
@@ -86,6 +87,7 @@ class Bundle:
     identity: str
     threshold: float
     pixel_threshold: float
+    cropped: list[int]
     metadata: dict[str, Any]
 
     @classmethod
@@ -124,10 +126,19 @@ class Bundle:
                     raise BundleError(msg)
             _ = [chosen[f"{name}_at_export"] for name in ("image", "pixel")]
             _ = [metadata["input"][name] for name in ("width", "height", "network_size")]
+            cropped = [int(side) for side in metadata["input"].get("cropped", [0] * 4)]
+            if len(cropped) != 4 or min(cropped) < 0:  # noqa: PLR2004
+                msg = f"cropped={cropped}"
+                raise ValueError(msg)  # noqa: TRY301
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             msg = f"{folder / METADATA} is damaged: {type(error).__name__} {error}. Copy the bundle again."
             raise BundleError(msg) from None
-        return cls(folder, identity, image, pixel, metadata)
+        return cls(folder, identity, image, pixel, cropped, metadata)
+
+    def of_whole_image(self, anomaly_map: np.ndarray) -> np.ndarray:
+        """Return a map ``(h, w)`` with zeros around it, where the image was cropped before it was judged."""
+        left, top, right, bottom = self.cropped
+        return np.pad(anomaly_map, ((top, bottom), (left, right)))
 
 
 def digest(path: Path) -> str:
@@ -795,10 +806,11 @@ class Inspector:
             level = self.bundle.pixel_threshold
             if anomaly_map.max() <= level:  # an NG part need not reach it: then where it stands out most
                 level = (anomaly_map.max() + anomaly_map.mean()) / 2
+            anomaly_map = self.bundle.of_whole_image(anomaly_map)
             record["regions"] = find_regions(anomaly_map, level, (part.image.shape[1], part.image.shape[0]))  # type: ignore[union-attr]
             self._save(part, record, anomaly_map > level)
         elif record["verdict"] == OK and self.arguments.pictures == "all":
-            self._save(part, record, np.zeros(part.outputs["map"].shape, bool))
+            self._save(part, record, np.zeros(self.bundle.of_whole_image(part.outputs["map"]).shape, bool))
         size, time_ns = part.status or (None, None)
         return self._event("part", **record, bytes=size, mtime_ns=time_ns)
 
@@ -810,7 +822,8 @@ class Inspector:
         name = f"{now}-{stem}.{record['verdict'].lower()}"
         try:
             if self.arguments.pictures != "none":
-                heat = normalise(part.outputs["map"], self.bundle.metadata["normalisation"]["pixel"])
+                anomaly_map = self.bundle.of_whole_image(part.outputs["map"])
+                heat = normalise(anomaly_map, self.bundle.metadata["normalisation"]["pixel"])
                 picture = draw(part.image, np.asarray(heat), mask, record.get("regions", []))
                 saved = self.pictures.save(
                     f"{name}.jpg", lambda file: picture.save(file, "JPEG", quality=90, subsampling=0)

@@ -192,6 +192,12 @@ def test_normalised_scores_keep_their_order():
         assert float(metric.compute()) == pytest.approx(roc_auc_score(target, raw), abs=1e-6)
 
 
+@pytest.mark.parametrize("sensitivity", [0, 1, -0.5, float("nan")])
+def test_a_sensitivity_that_gives_no_threshold_is_refused(sensitivity):
+    with pytest.raises(DskdError, match=r"image_sensitivity=.* must lie between 0 and 1"):
+        DskdPostProcessor(image_sensitivity=sensitivity)
+
+
 def test_half_is_the_threshold_and_sensitivity_moves_it():
     post_processor = calibrated(batch(torch.rand(200) + 1, normal(200)))
     threshold = float(post_processor.image_threshold)

@@ -28,7 +28,7 @@ from anomalib_dskd import Dskd, inspector
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.export import export, verify
 from anomalib_dskd.export.bundle import raw_thresholds, write_metadata
-from anomalib_dskd.export.graph import _convertible, _ToFloat, convert
+from anomalib_dskd.export.graph import _convertible, _ToFloat, convert, cropped
 from anomalib_dskd.export.quantize import (
     LEVEL,
     NEAREST,
@@ -121,15 +121,26 @@ def with_transform(model: Dskd, *transforms: Transform) -> Dskd:
 
 
 def test_images_may_be_cropped_after_they_are_resized(model):
-    cropped = with_transform(model, Resize((73, 110), antialias=True), CenterCrop((64, 96)))
-    compiled = ov.Core().compile_model(convert(cropped), "CPU", F32)
+    with_crop = with_transform(model, Resize((73, 110), antialias=True), CenterCrop((64, 96)))
+    compiled = ov.Core().compile_model(convert(with_crop), "CPU", F32)
     for size in ((200, 310), (331, 517)):
         images = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
         with torch.no_grad():
-            resized = cropped.pre_processor.transform(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
-            expected = cropped.model(resized).pred_score
+            resized = with_crop.pre_processor.transform(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+            expected = with_crop.model(resized).pred_score
         np.testing.assert_allclose(compiled(images)["score"], expected, rtol=1e-4)
-    assert isinstance(cropped.pre_processor.transform.transforms[1], CenterCrop)  # the model's own is left alone
+    assert isinstance(with_crop.pre_processor.transform.transforms[1], CenterCrop)  # the model's own is left alone
+
+
+def test_what_is_cropped_is_known():
+    image = torch.arange(73 * 110.0).reshape(1, 1, 73, 110)
+    for crops in ([], [CenterCrop((64, 96))], [CenterCrop((70, 101)), CenterCrop((64, 96))]):
+        transform = Compose([Resize((73, 110)), *crops, Normalize([0.5], [0.2])])
+        left, top, right, bottom = cropped(transform)
+        kept = Compose(crops)(image) if crops else image
+        assert torch.equal(kept, image[..., top : 73 - bottom, left : 110 - right])
+    with pytest.raises(DskdError, match="larger than the image of 64x64 pixels"):
+        cropped(Compose([Resize((64, 64)), CenterCrop((64, 96))]))
 
 
 def test_a_resize_of_another_kind_is_kept(model):
@@ -240,6 +251,7 @@ def test_bundle_says_what_it_is(small_bundle, small_checkpoint):
     assert metadata["verification"]["images"] == "none were given"
     assert metadata["verification"]["drawn_pictures"]["largest_map_difference"] < 1e-4
     assert metadata["input"]["width"] is None
+    assert metadata["input"]["cropped"] == [0, 0, 0, 0]
     assert metadata["teacher"] == {"backbone": "resnet18", "weights": "random"}
     assert math.isfinite(metadata["threshold"]["pixel"])
 

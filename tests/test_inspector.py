@@ -192,6 +192,30 @@ def test_regions_pictures_and_maps(bundle, images, threshold, tmp_path):
     assert {path.suffix for path in (tmp_path / "maps").iterdir()} == {".npz"}
 
 
+def test_regions_are_of_the_whole_image_where_it_is_cropped(bundle, images, threshold, tmp_path):
+    contract = json.loads((bundle / "metadata.json").read_text())["input"]
+    with_margin = shutil.copytree(bundle, tmp_path / "bundle")
+    edit(with_margin, input={**contract, "cropped": [24, 16, 8, 0]})  # so that the map is of 80x128 pixels in all
+    logs = [tmp_path / "whole.jsonl", tmp_path / "cropped.jsonl"]
+    for each, log in zip((bundle, with_margin), logs, strict=True):
+        inspect(each, images, "--threshold", threshold, "--out", log.with_suffix(""), "--maps", "fused", "--log", log)
+    compared = 0
+    for whole, with_crop in zip(*map(parts, logs), strict=True):
+        assert whole["score"] == with_crop["score"]
+        for before, after in zip(whole.get("regions", []), with_crop.get("regions", []), strict=True):
+            left, top, right, bottom = before["box"]
+            expected = [(left + 24) * 96 / 128, top * 64 / 80 + 16, (right + 24) * 96 / 128, bottom * 64 / 80 + 16]
+            np.testing.assert_allclose(after["box"], expected, atol=1.1)
+            assert after["area"] == pytest.approx(before["area"] * (96 / 128) * (64 / 80), abs=2)
+            compared += 1
+        if with_crop["verdict"] == "NG":
+            assert np.load(with_crop["maps"])["map"].shape == (64, 96), "the raw map is the graph's"
+            drawn = np.asarray(Image.open(with_crop["picture"]).convert("RGB")).astype(int)[:, 400:]
+            margin = drawn[8:50, 8:60]  # of 66 rows and 75 columns
+            assert (margin[..., 2] > margin[..., 0]).all(), "cold"
+    assert compared
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"), [(["--maps", "all"], "--maps needs --out"), (["--out"], "judged too")]
 )
@@ -621,6 +645,10 @@ DAMAGES = {
     "version 2, this inspector reads": lambda bundle: edit(bundle, schema_version=2),
     "The list of files in": lambda bundle: edit(bundle, files={}),
     "is damaged": lambda bundle: edit(bundle, threshold=None),
+    "damaged: ValueError": lambda bundle: edit(
+        bundle,
+        input={"width": None, "height": None, "network_size": [64, 96], "cropped": [0, -1, 0, 0]},
+    ),
     "A threshold of nan is no score": lambda bundle: edit(
         bundle, threshold={"image": float("nan"), "pixel": 1.0, "image_at_export": 1.0}
     ),

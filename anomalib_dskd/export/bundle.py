@@ -18,9 +18,10 @@ import openvino as ov
 from anomalib_dskd import __version__, inspector
 from anomalib_dskd.errors import DskdError, check_choice
 from anomalib_dskd.model import Dskd
+from anomalib_dskd.model.post_processor import check_sensitivity
 
 from .checkpoint import load_checkpoint
-from .graph import convert
+from .graph import convert, cropped
 from .quantize import quantize
 from .verify import (
     Comparison,
@@ -99,7 +100,7 @@ def raw_thresholds(model: Dskd) -> dict[str, float]:
     anomalib's sensitivity moves the second away from the first.
 
     Raises:
-        DskdError: If the checkpoint has no thresholds.
+        DskdError: If the checkpoint has no thresholds, or a sensitivity that gives none.
     """
     thresholds: dict[str, float] = {}
     for name in ("image", "pixel"):
@@ -108,7 +109,7 @@ def raw_thresholds(model: Dskd) -> dict[str, float]:
         if not math.isfinite(threshold):
             msg = f"The checkpoint has no {name} threshold: train with validation images."
             raise DskdError(msg)
-        sensitivity = float(getattr(processor, f"{name}_sensitivity"))
+        sensitivity = check_sensitivity(f"{name}_sensitivity", float(getattr(processor, f"{name}_sensitivity")))
         thresholds[name] = threshold
         thresholds[f"{name}_verdict"] = threshold * math.sqrt(1 / sensitivity - 1)
     return thresholds
@@ -158,6 +159,7 @@ def describe(
             "width": width,
             "height": height,
             "network_size": [shape[1].get_length(), shape[2].get_length()],
+            "cropped": cropped(model.pre_processor.transform),
         },
         "outputs": {output.get_any_name(): "raw, f32" for output in graph.outputs},
         "precision": precision,

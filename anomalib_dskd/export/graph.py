@@ -10,7 +10,7 @@ import openvino as ov
 import torch
 from anomalib.pre_processing.utils.transform import convert_center_crop_transform
 from torch import nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms.v2.functional import to_dtype
 
 from anomalib_dskd.errors import DskdError
@@ -82,6 +82,25 @@ def _convertible(transform: nn.Module) -> tuple[nn.Module, nn.Module]:
     if first.interpolation not in BILINEAR or not first.antialias or max(first.size) > LARGEST:
         return _ToFloat(), transform
     return ResizeInBands(*first.size), Compose(transform.transforms[1:])
+
+
+def cropped(transform: nn.Module) -> list[int]:
+    """Return what a transform crops of an image that it has resized, in its pixels: left, top, right, bottom.
+
+    Raises:
+        DskdError: If it crops more than there is, which adds a black margin.
+    """
+    first, *others = transform.transforms if isinstance(transform, Compose) else [transform]
+    left = top = right = bottom = 0
+    for crop in (step for step in others if isinstance(step, CenterCrop)):
+        height, width = first.size[0] - top - bottom, first.size[1] - left - right
+        down, across = height - crop.size[0], width - crop.size[1]
+        if min(down, across) < 0:
+            msg = f"CenterCrop({crop.size}) is larger than the image of {height}x{width} pixels that it crops."
+            raise DskdError(msg)
+        left, top = left + round(across / 2), top + round(down / 2)  # torchvision's rounding
+        right, bottom = right + across - round(across / 2), bottom + down - round(down / 2)
+    return [left, top, right, bottom]
 
 
 def convert(model: Dskd) -> ov.Model:

@@ -36,7 +36,7 @@ class DskdPostProcessor(PostProcessor):
         **kwargs: Further arguments of anomalib's post-processor.
 
     Raises:
-        DskdError: If the rate is not between 0 and 1.
+        DskdError: If the rate or a sensitivity is not between 0 and 1.
     """
 
     def __init__(
@@ -49,6 +49,8 @@ class DskdPostProcessor(PostProcessor):
         if not 0 < false_alarm_rate < 1:
             msg = f"false_alarm_rate={false_alarm_rate} must lie between 0 and 1; 0.01 is one good part in a hundred."
             raise DskdError(msg)
+        check_sensitivity("image_sensitivity", image_sensitivity)
+        check_sensitivity("pixel_sensitivity", pixel_sensitivity)
         super().__init__(image_sensitivity=image_sensitivity, pixel_sensitivity=pixel_sensitivity, **kwargs)
         self.false_alarm_rate = false_alarm_rate
         self._image_threshold_metric = ImageThreshold(
@@ -75,3 +77,15 @@ class DskdPostProcessor(PostProcessor):
         positive = threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
         normalized = 1 / (1 + (positive / preds).square())
         return torch.where(torch.isnan(threshold), preds, normalized)
+
+
+def check_sensitivity(name: str, sensitivity: float) -> float:
+    """Return a sensitivity of anomalib's, if it moves the threshold to a number greater than 0.
+
+    Raises:
+        DskdError: If it is not between 0 and 1.
+    """
+    if not 0 < sensitivity < 1:
+        msg = f"{name}={sensitivity} must lie between 0 and 1; 0.5 leaves the threshold where it is."
+        raise DskdError(msg)
+    return sensitivity
