@@ -3,6 +3,7 @@
 
 """Training through anomalib's engine: length, selection, seed, precision, reload."""
 
+import copy
 import logging
 import shutil
 import warnings
@@ -12,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anomalib.data import DepthBatch, Folder, MVTecAD
+from anomalib.data import DepthBatch, Folder, MVTecAD, PredictDataset
 from anomalib.data.utils import read_image
 from anomalib.engine import Engine
 from anomalib.metrics import AUPRO, Evaluator
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
@@ -256,6 +257,42 @@ def test_users_checkpoint_wins(tmp_path, data):
         assert same(weights(model), torch.load(path, weights_only=True)["state_dict"])
 
 
+def test_a_checkpoint_of_crashes_alone_changes_nothing(tmp_path, data):
+    runner = engine(tmp_path, callbacks=[OnExceptionCheckpoint(tmp_path / "crashed")])
+    runner.train(model := dskd(), datamodule=data(val_split_mode="from_train", val_split_ratio=0.25))
+    assert runner.checkpoint_callback.monitor == "val_loss"
+    assert same(weights(model), torch.load(runner.best_model_path, weights_only=True)["state_dict"])
+    assert not (tmp_path / "crashed").exists()
+
+
+def test_parts_of_which_none_is_held_out_are_too_few(tmp_path, data):
+    """Rather than a training that ends with neither threshold nor checkpoint."""
+    with pytest.raises(DskdError, match=r"val_split_ratio=0\.1 holds out none of 8 images"):
+        engine(tmp_path).fit(dskd(), datamodule=data(val_split_mode="from_train", val_split_ratio=0.1))
+
+
+def test_without_validation_the_last_weights_are_kept(tmp_path, data):
+    runner = engine(tmp_path, limit_val_batches=0)
+    runner.fit(model := dskd(), datamodule=data(val_split_mode="from_train", val_split_ratio=0.25))
+    loaded = Dskd.load_from_checkpoint(runner.best_model_path)
+    assert same(weights(model.model), weights(loaded.model))
+    assert loaded.post_processor.image_threshold.isnan()
+
+
+def test_validation_images_without_labels_are_good_parts(tmp_path, data, mvtec_root):
+    held_out = PredictDataset(mvtec_root / "stripes/test/good")
+    datamodule = data(val_split_mode="none", test_split_mode="none")
+    datamodule.setup()
+    model, runner = dskd(), engine(tmp_path)
+    runner.fit(
+        model,
+        train_dataloaders=datamodule.train_dataloader(),
+        val_dataloaders=DataLoader(held_out, 2, collate_fn=held_out.collate_fn),
+    )
+    assert model.post_processor.image_threshold.isfinite()
+    assert runner.trainer.callback_metrics["val_loss"] > 0
+
+
 class Spoil(Callback):
     """Make all validations after the fourth step worse."""
 
@@ -456,6 +493,35 @@ def test_checkpoint_is_all_that_is_needed(tmp_path, data):
     image = torch.rand(1, 3, 120, 90)
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(image).anomaly_map, trained.eval()(image).anomaly_map)
+
+
+def test_weights_alone_bring_the_teacher(small_checkpoint):
+    """As any module of PyTorch is loaded; training goes on with the teacher that they have."""
+    trained = Dskd.load_from_checkpoint(small_checkpoint)
+    model = Dskd(**{name: trained.hparams[name] for name in ("layers", "image_size")})
+    model.load_state_dict(torch.load(small_checkpoint, weights_only=True)["state_dict"])
+    with torch.no_grad():
+        image = torch.rand(1, 3, 80, 96)
+        assert torch.equal(model.eval()(image).pred_score, trained.eval()(image).pred_score)
+    model.on_fit_start()
+    assert torch.equal(model.model.teacher.network.conv1.weight, trained.model.teacher.network.conv1.weight)
+
+
+def test_tensors_of_a_checkpoint_are_saved_as_the_cpus(monkeypatch):
+    """A GPU cannot be had here: that each tensor is asked for its copy on the CPU is all that is seen."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: asked.append(tensor.data_ptr()) or tensor)
+    tensors = [torch.zeros(1) for _ in range(3)]
+    checkpoint = {
+        "state_dict": {"a": tensors[0]},
+        "optimizer_states": [{"state": {0: {"exp_avg": tensors[1]}}, "param_groups": [{"lr": 0.1}]}],
+        "callbacks": {"ModelCheckpoint": {"best_model_score": tensors[2], "best_model_path": "a.ckpt"}},
+        "epoch": 1,
+    }
+    expected = copy.copy(checkpoint)
+    Dskd(teacher_weights="random").on_save_checkpoint(checkpoint)
+    assert asked[-3:] == [tensor.data_ptr() for tensor in tensors]
+    assert {name: checkpoint[name] for name in expected} == expected
 
 
 def test_checkpoint_of_other_networks_is_refused(tmp_path, small_checkpoint):

@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anomalib import LearningType
-from anomalib.callbacks import ModelCheckpoint
+from anomalib.callbacks import ModelCheckpoint as AnomalibCheckpoint
 from anomalib.data import AnomalibDataModule, Batch, InferenceBatch, PredictDataset
 from anomalib.data.utils import LabelName, ValSplitMode
 from anomalib.metrics import Evaluator
@@ -25,10 +25,12 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.fabric.utilities.cloud_io import get_filesystem
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from lightning_utilities.core.apply_func import apply_to_collection
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg
 from torchmetrics import MeanMetric
@@ -320,6 +322,8 @@ class Dskd(AnomalibModule):
         del args, kwargs
         features = self._features_to_judge(batch.image)
         distances = self.model.distances(*features)
+        if batch.gt_label is None:  # as in training, what has no label is a good part
+            batch.gt_label = torch.zeros(batch.batch_size, dtype=torch.bool, device=batch.image.device)
         normal = batch.gt_label == 0
         if normal.any():
             normal_distances = {student: [scale[normal] for scale in scales] for student, scales in distances.items()}
@@ -411,8 +415,8 @@ class Dskd(AnomalibModule):
         """Check the images; give training its length and its checkpoint a measure, where the user gave none.
 
         Raises:
-            DskdError: If images cannot be used, there are no normal ones to train on, or the precision is one without
-                32-bit weights; before any time is spent.
+            DskdError: If images cannot be used, there are no normal ones to train on, none is held out where some
+                should be, or the precision is one without 32-bit weights; before any time is spent.
         """
         self._check_precision()
         self._check_images(SUBSETS.get(stage, ()))
@@ -435,7 +439,8 @@ class Dskd(AnomalibModule):
             trainer.num_sanity_val_steps = 0
         if trainer.strategy.root_device.type == "cpu":
             self._suit_the_cpu()
-        only_ours = len(trainer.checkpoint_callbacks) == 1 and _is_anomalib_default(trainer.checkpoint_callbacks[0])
+        checkpoints = _model_checkpoints(trainer)
+        only_ours = len(checkpoints) == 1 and _is_anomalib_default(checkpoints[0])
         self._owns_schedule = (
             self._owns_budget
             and only_ours
@@ -446,8 +451,8 @@ class Dskd(AnomalibModule):
         split: ValSplitMode | None = getattr(trainer.datamodule, "val_split_mode", None)
         if split is not None and split in TEST_IMAGES_IN_VALIDATION:
             rank_zero_info(TEST_IMAGES_IN_VALIDATION[split])
-        if only_ours and split in OWN_VALIDATION:
-            trainer.checkpoint_callbacks[0].monitor = "val_loss"
+        if only_ours and split in OWN_VALIDATION and trainer.limit_val_batches:
+            checkpoints[0].monitor = "val_loss"
 
     def _suit_the_cpu(self) -> None:
         """Load images in the training process, and warn of a precision that the CPU has to emulate."""
@@ -468,6 +473,14 @@ class Dskd(AnomalibModule):
         tables = {name: data.samples for name, data in datasets.items() if hasattr(data, "samples")}
         if "train" in tables and not (tables["train"].label_index == LabelName.NORMAL).any():
             msg = f"{type(self.trainer.datamodule).__name__} has no normal images to train on: give it good parts."
+            raise DskdError(msg)
+        is_held_out = getattr(self.trainer.datamodule, "val_split_mode", None) == ValSplitMode.FROM_TRAIN
+        if is_held_out and "train" in tables and self.trainer.limit_val_batches and not len(datasets["val"] or ()):
+            ratio = self.trainer.datamodule.val_split_ratio
+            msg = (
+                f"val_split_mode=from_train with val_split_ratio={ratio} holds out none of {len(tables['train'])} "
+                "images, so that no threshold can be set: raise the ratio, or give more good parts."
+            )
             raise DskdError(msg)
         if tables:
             samples = pd.concat(tables.values()).drop_duplicates("image_path")
@@ -558,23 +571,40 @@ class Dskd(AnomalibModule):
         trainer = self.trainer
         selected = [
             callback.best_model_path
-            for callback in trainer.checkpoint_callbacks
+            for callback in _model_checkpoints(trainer)
             if callback.monitor not in SELECTS_NOTHING and callback.best_model_path
         ]
         if not selected:
             return
-        checkpoint = trainer.strategy.load_checkpoint(selected[-1])
+        checkpoint = trainer.strategy.load_checkpoint(selected[-1], weights_only=True)  # the path may be a URL
         self._keep_own_metrics(checkpoint)
         self.load_state_dict(checkpoint["state_dict"])
         rank_zero_info(f"The weights of step {checkpoint['global_step']} were selected: {selected[-1]}")
-        ours = trainer.checkpoint_callback
+        ours = _model_checkpoints(trainer)[0]
         path = Path(ours.dirpath) / "model.ckpt"
         if trainer.is_global_zero and Path(ours.dirpath).parts[-2:] == DEFAULT_FOLDER and Path(selected[-1]) != path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Path(shutil.copyfile(selected[-1], path.with_suffix(".part"))).replace(path)
             ours.best_model_path = str(path)
 
-    # Reload
+    # Save and reload
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save tensors as the CPU's: anomalib loads them to where they were, and a factory PC has no GPU."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint.update(
+            {
+                name: apply_to_collection(checkpoint[name], torch.Tensor, torch.Tensor.cpu)
+                for name in ("state_dict", "optimizer_states", "callbacks")
+                if name in checkpoint
+            }
+        )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args, **kwargs) -> Any:  # noqa: ANN401
+        """Load weights, the teacher's among them; arguments and result are torch's."""
+        loaded = super().load_state_dict(state_dict, *args, **kwargs)
+        self._has_teacher |= any(name.startswith("model.teacher.") for name in state_dict)
+        return loaded
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Become the model that was saved, whatever arguments this one was built with.
@@ -636,7 +666,7 @@ class Dskd(AnomalibModule):
 
     def _keep_best(self, checkpoint: dict[str, Any]) -> None:
         """Let the resumed training remember the best validation: a new folder would have Lightning forget it."""
-        for callback in self._trainer.checkpoint_callbacks:
+        for callback in _model_checkpoints(self._trainer):
             state = checkpoint.get("callbacks", {}).get(callback.state_key)
             if state is None:
                 continue
@@ -692,10 +722,15 @@ def _shape(name: str, tensor: torch.Tensor) -> torch.Size:
     return tensor.shape[1:] if name.endswith(ONE_AN_IMAGE) else tensor.shape
 
 
+def _model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
+    """Return the callbacks that keep checkpoints of training, without those that keep one of a crash alone."""
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
 def _is_anomalib_default(callback: Any) -> bool:  # noqa: ANN401
     """Tell the checkpoint that anomalib's engine adds where the user gave none; its folder differs between ranks."""
     return (
-        type(callback) is ModelCheckpoint
+        type(callback) is AnomalibCheckpoint
         and callback.monitor in {None, "val_loss"}
         and callback.filename == "model"
         and Path(callback.dirpath).parts[-2:] == DEFAULT_FOLDER
