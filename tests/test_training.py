@@ -27,7 +27,9 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_dskd import Dskd
 from anomalib_dskd.errors import DskdError
 from anomalib_dskd.model.batch import DskdBatch
+from anomalib_dskd.model.components import Teacher
 from anomalib_dskd.model.lightning_model import one_cycle
+from anomalib_dskd.model.precision import _settings
 from anomalib_dskd.model.threshold import false_alarm_threshold
 from anomalib_dskd.model.torch_model import DskdModel
 
@@ -442,6 +444,25 @@ def test_bf16_thresholds_are_those_of_float32_maps(tmp_path, data, monkeypatch):
         torch.testing.assert_close(alone.anomaly_map[0, 0], anomaly_map, rtol=1e-4, atol=1e-5)
 
 
+def test_images_are_judged_by_all_bits_of_float32(tmp_path, data, monkeypatch):
+    """On a GPU convolutions have 10 bits else; where there is none, what torch is told is all that is seen."""
+    (convolution, name, exact), *_ = _settings()
+    default = getattr(convolution, name)
+    teacher, seen = Teacher.forward, {}
+    assert default != exact
+
+    def remember(self, images):
+        seen.setdefault(model.trainer.state.stage, set()).add(getattr(convolution, name))
+        return teacher(self, images)
+
+    monkeypatch.setattr(Teacher, "forward", remember)
+    runner, model = engine(tmp_path), dskd()
+    runner.train(model, datamodule=data(val_split_mode="from_train", val_split_ratio=0.5))
+    assert seen.pop("train") == {default, exact}, "the look before training, and training"
+    assert seen == {"validate": {exact}, "test": {exact}}
+    assert getattr(convolution, name) == default
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_precisions_without_32_bit_weights_are_refused(tmp_path, data, precision):
     with pytest.raises(DskdError, match=f"precision='{precision}' is not offered"):
@@ -594,6 +615,17 @@ def test_resumed_training_tests_what_it_trained(tmp_path, data):
     (tested,) = engine(tmp_path).test(Dskd(), datamodule=data(), ckpt_path=again.best_model_path)
     assert tested == expected
     assert same(weights(model), torch.load(again.best_model_path, weights_only=True)["state_dict"])
+
+
+def test_batch_norm_of_several_processes_must_not_lose_activations():
+    """What Lightning makes of sync_batchnorm=True; timm's EfficientNets have activations within their batch norm."""
+    model = dskd(backbone="tf_efficientnet_lite0")
+    model.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.model)
+    with pytest.raises(DskdError, match="sync_batchnorm=True leaves out the activations of tf_efficientnet_lite0"):
+        model.on_fit_start()
+    model = dskd()
+    model.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.model)
+    model.on_fit_start()
 
 
 def test_never_a_silently_random_teacher(tmp_path, data):

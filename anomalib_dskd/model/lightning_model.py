@@ -45,6 +45,7 @@ from .components import WholeImage, pretrained_cfg
 from .loss import PyramidMatchingLoss
 from .normal_images import normal_images
 from .post_processor import DskdPostProcessor
+from .precision import full_float32
 from .synthetic_defects import draw_defects
 from .teacher_weights import load_teacher
 from .torch_model import MIN_SIZE, DskdModel, Maps
@@ -348,12 +349,7 @@ class Dskd(AnomalibModule):
         return self.test_step(batch, *args, **kwargs)
 
     def _features_to_judge(self, images: torch.Tensor) -> tuple[Maps, dict[str, Maps]]:
-        """Compute features in float32, however the model is trained, as a bundle on the line will.
-
-        A threshold from bfloat16 would not fit: where EfficientNet-Lite0 rounds, an image of the demo's bricks is 1.5
-        standard deviations more unusual as a whole, and 7 at most.
-        """
-        with torch.autocast(images.device.type, enabled=False):
+        with full_float32(images.device):
             return self.model.features(images)
 
     def _update(
@@ -363,12 +359,14 @@ class Dskd(AnomalibModule):
         with_students: bool = False,
         held_out: bool = False,
     ) -> DskdBatch:
-        anomalies, size = self.model.anomalies(*features), batch.image.shape[-2:]
-        level = self.model.level(anomalies)
-        batch.update(**self.model.predict(features[0], anomalies, level, size, held_out)._asdict())
-        if with_students:
-            maps = self.model.student_maps(anomalies, level, size)
-            batch.update(**{f"{student}_map": student_map.squeeze(1) for student, student_map in maps.items()})
+        size = batch.image.shape[-2:]
+        with full_float32(batch.image.device):
+            anomalies = self.model.anomalies(*features)
+            level = self.model.level(anomalies)
+            batch.update(**self.model.predict(features[0], anomalies, level, size, held_out)._asdict())
+            if with_students:
+                maps = self.model.student_maps(anomalies, level, size)
+                batch.update(**{f"{student}_map": student_map.squeeze(1) for student, student_map in maps.items()})
         return batch
 
     def forward(self, batch: torch.Tensor, *args, **kwargs) -> InferenceBatch:
@@ -506,7 +504,17 @@ class Dskd(AnomalibModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Resolve the teacher, unless it came with a checkpoint, and show it the normal images."""
+        """Resolve the teacher, unless it came with a checkpoint, and show it the normal images.
+
+        Raises:
+            DskdError: If batch norm was made that of several processes, and activations were lost with it.
+        """
+        if any(isinstance(module, torch.nn.SyncBatchNorm) and hasattr(module, "act") for module in self.modules()):
+            msg = (
+                f"sync_batchnorm=True leaves out the activations of {self.hparams.backbone}, which are part of its "
+                "batch norm: train without it, or with a backbone such as resnet18."
+            )
+            raise DskdError(msg)
         if not self._has_teacher:
             load_teacher(self.model.teacher, self.hparams.backbone, self.hparams.teacher_weights)
             self._has_teacher = True
@@ -521,7 +529,8 @@ class Dskd(AnomalibModule):
         transform = None if self.pre_processor is None else self.pre_processor.transform
         for images, paths, is_held_out in normal_images(self.trainer):
             normalised = images.to(self.device) if transform is None else transform(images.to(self.device))
-            descriptors.append(whole_image.describe(self.model.teacher(normalised)))
+            with full_float32(self.device):
+                descriptors.append(whole_image.describe(self.model.teacher(normalised)))
             numbers = [-1 if path is None else self._parts.get(path, -1) for path in paths]
             parts += [number if number >= 0 else f"alone {len(parts) + i}" for i, number in enumerate(numbers)]
             held_out += [is_held_out] * len(paths)
