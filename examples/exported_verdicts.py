@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     main(sys.argv[1:])
 
-# Prints, on one thread beside other work:
+# Prints:
 # 592 images, 392 of them defective; 1 threads
 #                          AUROC     AUPRO  flips  at 100  median ms  p99 ms  times faster than bundle f32
 # checkpoint              0.8737    0.7596      0       0      484.3   684.2     0.66
