@@ -808,13 +808,14 @@ class Inspector:
                 level = (anomaly_map.max() + anomaly_map.mean()) / 2
             anomaly_map = self.bundle.of_whole_image(anomaly_map)
             record["regions"] = find_regions(anomaly_map, level, (part.image.shape[1], part.image.shape[0]))  # type: ignore[union-attr]
-            self._save(part, record, anomaly_map > level)
+            self._save(part, record, anomaly_map, level)
         elif record["verdict"] == OK and self.arguments.pictures == "all":
-            self._save(part, record, np.zeros(self.bundle.of_whole_image(part.outputs["map"]).shape, bool))
+            self._save(part, record, self.bundle.of_whole_image(part.outputs["map"]), math.inf)
         size, time_ns = part.status or (None, None)
         return self._event("part", **record, bytes=size, mtime_ns=time_ns)
 
-    def _save(self, part: Part, record: dict[str, Any], mask: np.ndarray) -> None:
+    def _save(self, part: Part, record: dict[str, Any], anomaly_map: np.ndarray, level: float) -> None:
+        """Save picture and maps; what is above the level in the map of the whole image is outlined."""
         if self.pictures is None or part.image is None:
             return
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
@@ -822,9 +823,8 @@ class Inspector:
         name = f"{now}-{stem}.{record['verdict'].lower()}"
         try:
             if self.arguments.pictures != "none":
-                anomaly_map = self.bundle.of_whole_image(part.outputs["map"])
                 heat = normalise(anomaly_map, self.bundle.metadata["normalisation"]["pixel"])
-                picture = draw(part.image, np.asarray(heat), mask, record.get("regions", []))
+                picture = draw(part.image, np.asarray(heat), anomaly_map > level, record.get("regions", []))
                 saved = self.pictures.save(
                     f"{name}.jpg", lambda file: picture.save(file, "JPEG", quality=90, subsampling=0)
                 )

@@ -5,10 +5,13 @@
 
 import copy
 import logging
+import pickle
 import shutil
 import warnings
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -340,6 +343,34 @@ def test_resumed_training_remembers_the_best_validation(tmp_path, train_holding_
     assert resumed.best_model_path != interrupted.best_model_path
     saved = torch.load(resumed.best_model_path, weights_only=True)["state_dict"]
     assert same(whole, {name: value for name, value in saved.items() if not name.startswith("evaluator.")})
+
+
+class Trap:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_run_from_a_url_that_a_checkpoint_names(tmp_path, data):
+    """Whose best checkpoint is what a resumed training may take its word for."""
+    torch.save({"state_dict": {}, "trap": Trap(tmp_path / "ran")}, tmp_path / "best.ckpt")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+
+        class Redirect(Callback):
+            def on_train_end(self, trainer, pl_module) -> None:
+                trainer.checkpoint_callback.best_model_path = f"http://127.0.0.1:{server.server_port}/best.ckpt"
+
+        runner = engine(tmp_path / "train", callbacks=[Redirect()])
+        with pytest.raises(pickle.UnpicklingError):
+            runner.fit(dskd(), datamodule=data(val_split_mode="from_train", val_split_ratio=0.25))
+        server.shutdown()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_resumed_training_goes_on_where_the_best_validation_was_moved(tmp_path, train_holding_out):
