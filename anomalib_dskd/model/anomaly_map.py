@@ -101,9 +101,9 @@ class AnomalyMapGenerator(nn.Module):
     def fuse(self, distances: Mapping[str, Scales]) -> torch.Tensor:
         """Fuse scales and students, arguments as in :meth:`student_maps`, to maps ``(B, K, h, w)``."""
         if self.scale_fusion == self.student_fusion == "sum":
-            # a sum of sums, whose order is free: both students' are summed first, then brought to the finest grid once
-            scales = zip(*distances.values(), strict=True)
-            distances = {"both": [[_fuse("sum", same) for same in zip(*scale, strict=True)] for scale in scales]}
+            scales = [scale for student in distances.values() for scale in student]
+            size = scales[0][0].shape[-2:]
+            return torch.cat([_sum_on_grid(maps, size) for maps in zip(*scales, strict=True)], dim=1)
         return self.fuse_students(self.student_maps(distances).values())
 
     def learn(self, maps: torch.Tensor) -> None:
@@ -156,6 +156,15 @@ class AnomalyMapGenerator(nn.Module):
 def _on_grid(distances: Sequence[torch.Tensor], size: torch.Size) -> torch.Tensor:
     """Bring distances of locations and of regions, ``(B, 1, h, w)`` each, to one size, ``(B, K, H, W)``."""
     return torch.cat([resize_to(each, size) for each in distances], dim=1)
+
+
+def _sum_on_grid(maps: Iterable[torch.Tensor], size: torch.Size) -> torch.Tensor:
+    """Bring maps ``(B, 1, h, w)`` to one size and sum them; what is on one grid already is summed before."""
+    sums: dict[tuple[int, ...], torch.Tensor] = {}
+    for each in maps:
+        grid = tuple(int(side) for side in each.shape[-2:])
+        sums[grid] = sums[grid] + each if grid in sums else each
+    return _fuse("sum", (resize_to(each, size) for each in sums.values()))
 
 
 def _fuse(fusion: str, maps: Iterable[torch.Tensor]) -> torch.Tensor:
