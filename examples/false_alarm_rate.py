@@ -84,5 +84,5 @@ if __name__ == "__main__":
 # Prints:
 # 14 held-out normal parts, 35 normal and 76 defective test parts
 # asked   threshold  alarms on normal test parts     defects found   mean of 1000 divisions
-#  1.0%     15.6582  0/35 = 0.0% [0.0%, 10.0%]         0.0%     2.8%
-#  5.0%      7.9446  2/35 = 5.7% [0.7%, 19.2%]         3.9%     6.6%
+#  1.0%     16.2458  0/35 = 0.0% [0.0%, 10.0%]         0.0%     3.0%
+#  5.0%      8.2045  2/35 = 5.7% [0.7%, 19.2%]         3.9%     6.8%
