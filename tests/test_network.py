@@ -455,6 +455,15 @@ def test_embedding_lets_the_decoder_see_all_scales(embedding):
     assert [features.grad is not None for features in seen] == [embedding, embedding, True]
 
 
+@pytest.mark.parametrize("size", [(64, 64), (111, 130)])
+def test_embedding_sees_every_location_of_every_scale(size):
+    """What is averaged over the coarsest grid leaves nothing out, at the border of odd sizes neither."""
+    model = build()
+    seen = [features.detach().requires_grad_() for features in model.encoder(images(size=size))]
+    model.embedding(seen).square().sum().backward()
+    assert all((features.grad != 0).any(dim=1).all() for features in seen)
+
+
 def test_decoder_alone_reads_the_teacher():
     model = build(students="decoder")
     assert model.encoder is None
