@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from .distance import EPSILON
+from .residual import block_means
 from .whitening import TINY, ResidualWhitening, half_squared_norm
 
 REGION_PIXELS = 80
@@ -119,15 +120,13 @@ class ScaleAnomaly(nn.Module):
         """
         if not self.regions:
             return []
-        blocks = self._blocks(residual)
+        blocks = block_means(residual, self.block)
         if isinstance(self.location, ResidualWhitening):
-            blocks = blocks * (CLEAR * self.location.usual() / self._blocks(distance).clamp_min(TINY)).clamp_max(1)
+            usual_share = CLEAR * self.location.usual() / block_means(distance, self.block).clamp_min(TINY)
+            blocks = blocks * usual_share.clamp_max(1)
         side = min(int(length) for length in blocks.shape[-2:])  # an export wants the window as a constant
         widths = (self.window, 1), (2 * max(1, side // 4), 2)
         return [region_mean(blocks, *width) for width in widths]
-
-    def _blocks(self, features: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(features, self.block, ceil_mode=True) if self.block > 1 else features
 
 
 def distance_by(scaling: nn.Module, residual: torch.Tensor) -> torch.Tensor:

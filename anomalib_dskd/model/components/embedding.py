@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
-from .residual import ResidualBlock, resize_to
+from .residual import ResidualBlock, block_means, resize_to
 
 
 class DeepFeatureEmbedding(nn.Module):
@@ -18,7 +17,7 @@ class DeepFeatureEmbedding(nn.Module):
     The paper (arXiv 2402.00448) describes a bottleneck that fuses multi-scale semantic information and lets
     the students interact; its layers are not published. Reconstruction: every map is averaged over the locations of
     the coarsest grid, all are concatenated, mixed by a 1x1 convolution and compressed by a residual block to half the
-    coarsest resolution. Stride-2 convolutions in place of averages are three times the work, and no better.
+    coarsest resolution. Stride-2 convolutions in place of averages are three times the work, and as good.
 
     Args:
         channels: Channels of the maps, finest first.
@@ -47,9 +46,5 @@ class DeepFeatureEmbedding(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embed maps given finest first."""
-        coarse = [resize_to(_averaged(*each), maps[-1].shape[-2:]) for each in zip(maps, self.windows, strict=True)]
+        coarse = [resize_to(block_means(*each), maps[-1].shape[-2:]) for each in zip(maps, self.windows, strict=True)]
         return self.compress(self.fuse(torch.cat(coarse, dim=1)))
-
-
-def _averaged(features: torch.Tensor, window: int) -> torch.Tensor:
-    return F.avg_pool2d(features, window, ceil_mode=True) if window > 1 else features

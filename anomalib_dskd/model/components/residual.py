@@ -57,6 +57,11 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.shortcut(x) + self.branch(x))
 
 
+def block_means(features: torch.Tensor, block: int) -> torch.Tensor:
+    """Average a map of shape ``(B, C, H, W)`` over blocks of so many locations each way; at the border over fewer."""
+    return F.avg_pool2d(features, block, ceil_mode=True) if block > 1 else features
+
+
 def resize_to(features: torch.Tensor, grid: torch.Size) -> torch.Tensor:
     """Bring a map of shape ``(B, C, H, W)`` to another grid, bilinearly, unless it is on it."""
     if features.shape[-2:] == grid:
