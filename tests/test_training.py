@@ -502,7 +502,7 @@ def test_precisions_without_32_bit_weights_are_refused(tmp_path, data, precision
 
 @pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
 def test_bf16_that_the_cpu_emulates_is_warned_of(tmp_path, data, monkeypatch, capability, warned):
-    """40 times as slow without a word would look like a hang."""
+    """Many times as slow without a word would look like a hang."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     runner = engine(tmp_path, precision="bf16-mixed", max_steps=1)
     with warnings.catch_warnings(record=True) as caught:

@@ -69,7 +69,7 @@ NO_WORKERS = (
     "process instead, up to twice as fast. For workers all the same, give another number."
 )
 SLOW_BF16 = (
-    "precision={precision!r} on a CPU without AVX-512 is emulated and takes some 40 times as long as 32-true: "
+    "precision={precision!r} on a CPU without AVX-512 is emulated and takes 9 to 40 times as long as 32-true: "
     "train with --trainer.precision 32-true."
 )
 SAFE_PRECISIONS = {"32-true", "32", "bf16-mixed", "16-mixed"}
