@@ -27,7 +27,7 @@ def demo(out: Path = Path("dskd_demo"), training_steps: int | None = None) -> No
     """Train and test Dskd on textures with drawn defects, through the stock anomalib command.
 
     Needs no network: the teacher came with ``pip install anomalib-dskd[offline]``, and the images are made from
-    photographs that ship with scikit-image. Takes eight to ten minutes on two cores.
+    photographs that ship with scikit-image. Takes about eight minutes on two cores with AVX-512.
 
     Args:
         out: Folder for images, checkpoints and pictures.

@@ -6,7 +6,8 @@
 Bundles in float32 and INT8, and anomalib's own export as its OpenVINOInferencer runs it, with OpenVINO's defaults.
 INT8 takes its value ranges from training images. A flip is a verdict other than the checkpoint's: at its threshold,
 and at 100 thresholds across the scores, out of a hundred times as many. Times run from the file on the disk to score
-and map, one image after the other, measured in turns; a bundle has no students' maps to compute then.
+and map, one image after the other, measured in turns; a bundle has no students' maps to compute then. anomalib's
+inferencer leaves what it compiled in ``openvino_cache``, wherever it is run.
 
 python examples/exported_verdicts.py --ckpt model.ckpt --data MagneticTile
 """
